@@ -1,0 +1,1 @@
+"""Raw logs in, point-in-time histories and requests out."""

@@ -1,0 +1,1 @@
+"""Words of the domain. Types only: nothing here reads a file, picks a device or imports torch."""

@@ -1,0 +1,61 @@
+"""Every exception that Sostenuto raises on purpose.
+
+    SostenutoError
+    |- SpecError (ValueError)            a spec, a recipe or an option says something we refuse
+    |- DataError (ValueError)            the data themselves break a promise
+    |- RunError (RuntimeError)           a run folder is missing, half-written or of another format
+    |- MissingSource (FileNotFoundError) a data set is not on this machine; the text says how to get it
+    `- MissingExtra (ImportError)        an optional dependency is needed; the text names the extra
+
+One sentence form everywhere: what, must be what, came what, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SostenutoError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class SpecError(SostenutoError, ValueError):
+    """A spec, recipe or option is refused; the text names the field, the value and the fix."""
+
+
+class DataError(SostenutoError, ValueError):
+    """The data break a promise that later rooms rely on."""
+
+
+class RunError(SostenutoError, RuntimeError):
+    """A run folder cannot be used as it stands."""
+
+
+class MissingSource(SostenutoError, FileNotFoundError):
+    """A data set is not here; the text holds the exact command that gets it."""
+
+
+class MissingExtra(SostenutoError, ImportError):
+    """An optional dependency is missing; the text names the extra to install."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the nearest known word, or "" when none is near.
+
+    >>> did_you_mean("uesr", ["user", "item"])
+    " Did you mean 'user'?"
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+__all__ = [
+    "DataError",
+    "MissingExtra",
+    "MissingSource",
+    "RunError",
+    "SostenutoError",
+    "SpecError",
+    "did_you_mean",
+]

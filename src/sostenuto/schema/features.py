@@ -1,0 +1,51 @@
+"""What the columns mean: the feature specification that prepared data hand to every ranker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PADDING = 0
+UNKNOWN = 1
+FIRST_KNOWN = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """One column beside the item: on a behaviour, a candidate, the context or the item table.
+
+    A categorical column holds indices (0 padding or missing, 1 unknown, 2.. known); `size` counts all of them.
+    A numeric column holds raw float32 values with NaN for missing; `mean` and `std` come from training time only,
+    and a ranker standardises with them (NaN becomes 0 after standardising).
+    A multi-valued column holds (rows, `width`) indices like a categorical one, 0 behind the last value.
+    A vector column holds (rows, `width`) float32 values.
+    """
+
+    name: str
+    kind: Literal["categorical", "numeric", "multi", "vector"]
+    size: int = 1  # vocabulary size of categorical and multi
+    width: int = 1  # columns of multi and vector
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureSpec:
+    """Sizes and names of everything a ranker may read. Stored in the manifest and in every checkpoint."""
+
+    num_items: int  # item vocabulary, padding and unknown included
+    num_item_rows: int  # items with an index below this own an embedding row; all others share row 1
+    categories: tuple[Field, ...] = ()  # the category path, coarse to fine: columns of `category` (N, K)
+    num_actions: int = 2
+    num_places: int = 2
+    item_fields: tuple[Field, ...] = ()  # static by item; carried in `fields` of histories and candidates
+    behaviour_fields: tuple[Field, ...] = ()  # further event columns; in `History.fields`
+    candidate_fields: tuple[Field, ...] = ()  # known at the request: price, position, popularity ...
+    context_fields: tuple[Field, ...] = ()  # per request: hour, weekday, user fields ...
+    match: tuple[str, ...] = ()  # names of the match features, columns of `Candidates.match`; () = none
+    has_value: bool = False  # behaviours carry a numeric value
+    value_mean: float = 0.0  # of log1p(max(value, 0)) over training time
+    value_std: float = 1.0
+
+
+__all__ = ["FIRST_KNOWN", "PADDING", "UNKNOWN", "FeatureSpec", "Field"]

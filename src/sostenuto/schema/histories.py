@@ -1,0 +1,117 @@
+"""History, Candidates, Context, RankerOutput: what passes between data and rankers.
+
+Everything is jagged: the rows of a batch lie one after another in flat arrays, `offsets` says where each starts.
+A ranker that wants padding makes it inside (`ops.jagged`), so padding can never reach a score by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _moved(item, device) for name, item in value.items()}
+    return value.to(device) if hasattr(value, "to") else value
+
+
+class _OnDevice:
+    """Moves every tensor of a frozen dataclass at once."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return a copy whose tensors live on `device`."""
+        changes = {f.name: _moved(getattr(self, f.name), device) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **changes)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History(_OnDevice):
+    """The behaviours of B users, each strictly before a moment; oldest first; N behaviours in all.
+
+    Behaviours of one moment have no order: they stand in a seeded random one.
+    """
+
+    offsets: Tensor  # (B + 1,) int64; row b is offsets[b] .. offsets[b + 1]
+    item: Tensor  # (N,) int64 item index; 0 never occurs, 1 unknown
+    category: Tensor  # (N, K) int64 category path, coarse to fine
+    time_ms: Tensor  # (N,) int64 epoch milliseconds, never decreasing inside a row
+    action: Tensor  # (N,) int64; 0 where the log has no actions
+    value: Tensor  # (N,) float32; NaN where missing
+    place: Tensor  # (N,) int64; 0 where missing
+    fields: Mapping[str, Tensor] = field(default_factory=dict)  # further event columns and item fields, (N,) or (N, V)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64 behaviours per row."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @property
+    def num_rows(self) -> int:
+        """B, the number of users."""
+        return int(self.offsets.shape[0]) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates(_OnDevice):
+    """The items to be ranked in B requests; N candidates in all."""
+
+    offsets: Tensor  # (B + 1,) int64
+    item: Tensor  # (N,) int64
+    category: Tensor  # (N, K) int64
+    match: Tensor  # (N, F) float32, what the user did with this item and its kind; F = 0 when switched off
+    fields: Mapping[str, Tensor] = field(default_factory=dict)  # candidate fields and item fields, (N,) or (N, V)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64 candidates per request."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @property
+    def row(self) -> Tensor:
+        """(N,) int64 request row of each candidate."""
+        import torch
+
+        rows = torch.arange(self.offsets.shape[0] - 1, device=self.offsets.device)
+        return torch.repeat_interleave(rows, self.lengths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context(_OnDevice):
+    """Moment, place and circumstances of B requests."""
+
+    time_ms: Tensor  # (B,) int64
+    place: Tensor  # (B,) int64; 0 where missing
+    fields: Mapping[str, Tensor] = field(default_factory=dict)  # (B,) or (B, V): hour_of_day, day_of_week, user fields
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankerOutput:
+    """What a ranker says of N candidates."""
+
+    logits: Tensor  # (N,) float32, flat, aligned with the candidates
+    aux_losses: Mapping[str, Tensor] = field(default_factory=dict)  # scalar terms that training adds, already weighted
+    sample_weight: Tensor | None = None  # (N,) multiplies the main loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestBatch(_OnDevice):
+    """B requests ready for a ranker, with what was observed."""
+
+    histories: History
+    candidates: Candidates
+    context: Context
+    labels: Tensor  # (N,) float32
+    list_id: Tensor  # (N,) int64 which candidate list of the protocol
+    request: Tensor  # (B,) int64 row in the split
+    user: Tensor  # (B,) int64
+
+
+__all__ = ["Candidates", "Context", "History", "RankerOutput", "RequestBatch"]
