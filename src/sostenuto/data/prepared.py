@@ -1,12 +1,14 @@
 """The prepared folder: what `prepare` writes and every later room reads.
 
     manifest.json                 last file written; without it the folder does not count
-    vocab/<name>.parquet          column `id` (text); row = index; 0 padding, 1 unknown. user, item, place, action, fields
-    items.parquet                 row = item index; `item_id`, `category.<level>`, `field.<name>`, text columns as they came
+    vocab/<name>.parquet          column `id` (text); row = index; 0 padding, 1 unknown
+    items.parquet                 row = item index; `item_id`, `category.<level>`, `field.<name>`, texts as they came
     users.parquet                 row = user index; `user_id`, `field.<name>`; absent without a user table
-    behaviours/                   every event once, by user then time: offsets, item, time_ms, action, value, place, field.<name>
+    behaviours/                   every event once, by user then time: offsets, item, time_ms, action, value, place,
+                                  field.<name>
     pools/                        candidate universes, by protocol
-    requests/{train,valid,test}/  user, time_ms, prefix, place, context.<name>; offsets, item, label, list_id, candidate.<name>
+    requests/{train,valid,test}/  user, time_ms, prefix, place, context.<name>; offsets, item, label, list_id,
+                                  candidate.<name>
 
 Arrays are `.npy`, opened memory-mapped. A history is (user, prefix length): a slice, never a copy.
 Item indices are ordered by training frequency, so that `index < num_item_rows` says who owns an embedding row.
