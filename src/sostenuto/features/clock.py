@@ -1,0 +1,32 @@
+"""Local hour and weekday of a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sostenuto.schema.features import FIRST_KNOWN, Field
+
+CLOCK_FIELDS = (
+    Field(name="hour_of_day", kind="categorical", size=FIRST_KNOWN + 24),
+    Field(name="day_of_week", kind="categorical", size=FIRST_KNOWN + 7),
+)
+
+
+def local_clock(time_ms: npt.NDArray[Any], time_zone: str) -> dict[str, npt.NDArray[Any]]:
+    """Return hour_of_day (2 + 0..23) and day_of_week (2 + 0..6, Monday first) of epoch milliseconds in a zone.
+
+    >>> {k: int(v[0]) for k, v in local_clock(np.array([1483271606000]), "America/New_York").items()}
+    {'hour_of_day': 8, 'day_of_week': 8}
+    """
+    moments = pl.Series(np.asarray(time_ms, np.int64)).cast(pl.Datetime("ms", "UTC")).dt.convert_time_zone(time_zone)
+    return {
+        "hour_of_day": moments.dt.hour().to_numpy().astype(np.int64) + FIRST_KNOWN,
+        "day_of_week": moments.dt.weekday().to_numpy().astype(np.int64) - 1 + FIRST_KNOWN,
+    }
+
+
+__all__ = ["CLOCK_FIELDS", "local_clock"]

@@ -1,0 +1,173 @@
+"""The match index: what a user has done with each item and each kind of item, looked up per candidate.
+
+A user's index holds, per level (item, category levels, item fields), the sorted keys met so far with their count,
+last time and decayed counts. It is built from exactly the behaviours that a ranker sees, is updated exactly when an
+event arrives, and answers a candidate in O(log U). Offline and online use this one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec
+
+Array = npt.NDArray[Any]
+
+DAY_MS = 86_400_000
+HALF_LIVES_DAYS = (7.0, 28.0)  # a week and a four-week cycle
+_RATES = np.log(2.0) / (np.array(HALF_LIVES_DAYS) * DAY_MS)  # per ms
+_PER_LEVEL = ("count", "decayed_7d", "decayed_28d", "recency", "share")
+_PER_USER = ("user.length", "user.recency")
+
+
+def match_levels(features: FeatureSpec) -> tuple[str, ...]:
+    """Levels that are matched: the item, its category path from fine to coarse, its categorical item fields."""
+    fields = tuple(f.name for f in features.item_fields if f.kind == "categorical")
+    return ("item", *(level.name for level in reversed(features.categories)), *fields)
+
+
+def match_names(levels: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the match features, in column order.
+
+    >>> match_names(("item",))[:3]
+    ('item.count', 'item.decayed_7d', 'item.decayed_28d')
+    """
+    return tuple(f"{level}.{name}" for level in levels for name in _PER_LEVEL) + _PER_USER
+
+
+def level_keys(features: FeatureSpec, item: Array, category: Array, fields: Mapping[str, Array]) -> list[Array]:
+    """Return one key array per level of `match_levels`; keys below 2 (padding, unknown) never match."""
+    fine_to_coarse = [category[:, k] for k in reversed(range(len(features.categories)))]
+    named = [fields[f.name] for f in features.item_fields if f.kind == "categorical"]
+    return [item, *fine_to_coarse, *named]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelIndex:
+    """One level of B users' indices, jagged: row b holds its known keys in rising order."""
+
+    offsets: Array  # (B + 1,) int64
+    key: Array  # (U,) int64
+    count: Array  # (U,) int64
+    last_ms: Array  # (U,) int64
+    decayed: Array  # (U, 2) float64, the decayed counts as they stood at last_ms
+
+    @classmethod
+    def build(cls, row: Array, num_rows: int, key: Array, time_ms: Array) -> LevelIndex:
+        """Build from behaviours grouped by row, times rising inside a row."""
+        known = np.flatnonzero(key >= FIRST_KNOWN)
+        row, key, time_ms = row[known], key[known].astype(np.int64), time_ms[known]
+        span = int(key.max()) + 1 if len(key) else 1
+        joint = row * span + key
+        order = np.argsort(joint, kind="stable")
+        joint, time_ms = joint[order], time_ms[order]
+        starts = np.flatnonzero(np.concatenate(([True], joint[1:] != joint[:-1]))) if len(joint) else np.zeros(0, int)
+        ends = np.concatenate((starts[1:], [len(joint)])).astype(np.int64)[: len(starts)]
+        count = ends - starts
+        last_ms = time_ms[ends - 1]
+        age = (np.repeat(last_ms, count) - time_ms)[:, None]
+        weights = np.exp(-age * _RATES)
+        decayed = np.add.reduceat(weights, starts, axis=0) if len(starts) else np.zeros((0, len(_RATES)))
+        heads = joint[starts]
+        bounds = np.searchsorted(heads, np.arange(num_rows + 1) * span)
+        return cls(offsets=bounds, key=heads % span, count=count, last_ms=last_ms, decayed=decayed)
+
+    def find(self, row: Array, key: Array) -> tuple[Array, Array]:
+        """Return (found, position) of keys asked for in given rows."""
+        if not len(self.key):
+            return np.zeros(len(key), bool), np.zeros(len(key), np.int64)
+        span = int(max(self.key.max(), key.max(initial=0))) + 1
+        rows = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        joint = rows * span + self.key
+        wanted = row * span + key
+        position = np.minimum(np.searchsorted(joint, wanted), len(joint) - 1)
+        return (joint[position] == wanted) & (key >= FIRST_KNOWN), position
+
+    def appended(self, key: Array, time_ms: Array) -> LevelIndex:
+        """Return the index of the same users after one event each (`key` (B,), `time_ms` (B,) not before the last)."""
+        num_rows = len(self.offsets) - 1
+        found, position = self.find(np.arange(num_rows), key)
+        count, last_ms, decayed = self.count.copy(), self.last_ms.copy(), self.decayed.copy()
+        hit = position[found]
+        age = (time_ms[found] - last_ms[hit])[:, None]
+        decayed[hit] = decayed[hit] * np.exp(-age * _RATES) + 1.0
+        count[hit] += 1
+        last_ms[hit] = time_ms[found]
+        new = np.flatnonzero(~found & (key >= FIRST_KNOWN))
+        rows = np.repeat(np.arange(num_rows), np.diff(self.offsets))
+        span = int(max(self.key.max(initial=0), key.max(initial=0))) + 1
+        at = np.searchsorted(rows * span + self.key, new * span + key[new])
+        added = np.bincount(new, minlength=num_rows)
+        return LevelIndex(
+            offsets=self.offsets + np.concatenate(([0], np.cumsum(added))),
+            key=np.insert(self.key, at, key[new]),
+            count=np.insert(count, at, 1),
+            last_ms=np.insert(last_ms, at, time_ms[new]),
+            decayed=np.insert(decayed, at, 1.0, axis=0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchIndex:
+    """The match indices of B users; a value, part of every user state."""
+
+    levels: tuple[LevelIndex, ...]
+    length: Array  # (B,) int64 behaviours seen
+    last_ms: Array  # (B,) int64 time of the newest one; meaningless when length is 0
+
+    @classmethod
+    def build(cls, offsets: Array, time_ms: Array, keys: list[Array]) -> MatchIndex:
+        """Build from jagged behaviours: `offsets` (B + 1,), `time_ms` (N,), one key array (N,) per level."""
+        length = np.diff(offsets)
+        row = np.repeat(np.arange(len(length)), length)
+        newest = np.maximum(offsets[1:] - 1, 0)
+        last_ms = time_ms[newest] if len(time_ms) else np.zeros(len(length), np.int64)
+        levels = tuple(LevelIndex.build(row, len(length), key, time_ms) for key in keys)
+        return cls(levels=levels, length=length, last_ms=np.where(length > 0, last_ms, 0))
+
+    def append(self, time_ms: Array, keys: list[Array]) -> MatchIndex:
+        """Return the indices after one further event of every user; equal to building anew with it."""
+        levels = tuple(level.appended(key, time_ms) for level, key in zip(self.levels, keys, strict=True))
+        return MatchIndex(levels=levels, length=self.length + 1, last_ms=time_ms)
+
+    def features(self, row: Array, time_ms: Array, keys: list[Array]) -> Array:
+        """Look candidates up.
+
+        Args:
+            row:      (C,) int64 user row of each candidate.
+            time_ms:  (B,) int64 request time of each row, later than every behaviour indexed.
+            keys:     per level (C,) int64.
+
+        Returns:
+            (C, F) float32, columns as `match_names`.
+        """
+        length = self.length[row].astype(np.float64)
+        columns: list[Array] = []
+        for level, key in zip(self.levels, keys, strict=True):
+            found, at = level.find(row, key)
+            if len(level.key):
+                age_ms = np.maximum(time_ms[row] - level.last_ms[at], 0)
+                decayed = np.where(found[:, None], level.decayed[at] * np.exp(-age_ms[:, None] * _RATES), 0.0)
+                count = np.where(found, level.count[at], 0)
+                recency = np.where(found, 1.0 / (1.0 + age_ms / DAY_MS), 0.0)
+            else:
+                count, recency, decayed = np.zeros(len(row)), np.zeros(len(row)), np.zeros((len(row), len(_RATES)))
+            share = count / np.maximum(length, 1.0)
+            columns += [np.log1p(count), *np.log1p(decayed).T, recency, share]
+        idle_ms = np.maximum(time_ms[row] - self.last_ms[row], 0)
+        columns += [np.log1p(length), np.where(length > 0, 1.0 / (1.0 + idle_ms / DAY_MS), 0.0)]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held for all rows together."""
+        parts = [getattr(level, name) for level in self.levels for name in ("key", "count", "last_ms", "decayed")]
+        return sum(int(part.nbytes) for part in parts)
+
+
+__all__ = ["HALF_LIVES_DAYS", "LevelIndex", "MatchIndex", "level_keys", "match_levels", "match_names"]

@@ -1,0 +1,39 @@
+"""What part of a history a run may see, and the features that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sostenuto.features.clock import CLOCK_FIELDS
+from sostenuto.features.match import match_levels, match_names
+from sostenuto.features.popularity import POPULARITY_FIELDS
+from sostenuto.schema.errors import SpecError
+
+if TYPE_CHECKING:
+    from sostenuto.schema.features import FeatureSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistoryView:
+    """One view for training, evaluation and serving alike; it is stored with the model."""
+
+    recent: int | None = None  # newest behaviours kept, None = the whole history; match features see the same
+    match: bool = True  # hand over match features
+
+    def __post_init__(self) -> None:
+        if self.recent is not None and self.recent < 1:
+            raise SpecError(f"HistoryView.recent must be at least 1 or none, got {self.recent}; leave it out for all")
+
+
+def view_features(prepared: FeatureSpec, view: HistoryView) -> FeatureSpec:
+    """Return what a ranker is built with: the prepared features plus clock, popularity and match features."""
+    return replace(
+        prepared,
+        candidate_fields=prepared.candidate_fields + POPULARITY_FIELDS,
+        context_fields=prepared.context_fields + CLOCK_FIELDS,
+        match=match_names(match_levels(prepared)) if view.match else (),
+    )
+
+
+__all__ = ["HistoryView", "view_features"]
