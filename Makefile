@@ -1,0 +1,100 @@
+# Needs only make and Python 3.11 or newer: `make demo` and `make test` set themselves up in .venv, once.
+#
+#   make test PYTHON=python3.12                  another interpreter
+#   make test TORCH="torch==2.9.1"               another torch build
+#   make test TORCH_FROM="--index-url URL"       torch from another index, say one of CPU builds
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+            if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+TORCH ?= torch==2.13.0
+TORCH_FROM ?=
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+CONSTRAINTS := $(VENV)/constraints.txt
+DEMO := demo
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test slow doctest lint types format bench ci clean setup
+
+help:  ## say what the targets do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# -- set-up: one stamp per step, so that each is done once and a killed step is done again ----------------------------
+
+$(VENV)/.created:
+	@$(if $(PYTHON),,echo "Python 3.11 or newer is needed and none was found: install one, or name it with PYTHON=/path/to/python3" >&2; exit 1)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python must be 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1): name another one with PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "python3 -m venv failed: on Debian and Ubuntu install the package python3-venv" >&2; exit 1; }
+	@touch $@
+
+# torch goes first and alone: a CPU build at hand (2.13.0+cpu) is then taken, and nothing later replaces it
+$(CONSTRAINTS): $(VENV)/.created
+	@echo "Installing $(TORCH)"
+	@$(PIP) install $(TORCH_FROM) '$(TORCH)' || { \
+	  echo "$(TORCH) is not to be had here: taking the newest torch from 2.6 on" >&2; \
+	  $(PIP) install $(TORCH_FROM) 'torch>=2.6'; }
+	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $@
+
+$(VENV)/.dev: pyproject.toml $(CONSTRAINTS)
+	@echo "Installing sostenuto with its development tools"
+	@$(PIP) install -e '.[dev]' -c $(CONSTRAINTS)
+	@touch $@
+
+# the demo needs less than the tests; what is there already will do
+$(VENV)/.demo: pyproject.toml $(CONSTRAINTS)
+	@echo "Installing sostenuto"
+	@$(PIP) install -e '.[trees]' -c $(CONSTRAINTS)
+	@touch $@
+
+setup: $(VENV)/.dev  ## only install, for an editor
+
+# -- the main job -----------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.demo  ## real data to a comparison, a report and one household's ranking
+	$(BIN)/sostenuto data get complete-journey
+	$(BIN)/sostenuto data prepare complete-journey --out $(DEMO)/complete-journey
+	$(BIN)/sostenuto compare $(DEMO)/complete-journey --budget demo --seeds 1 --out $(DEMO)/comparison
+	$(BIN)/sostenuto rank $(DEMO)/comparison --user 1609 --k 10
+	@echo "The report: $(DEMO)/comparison/report.html"
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+# one thread per worker: two workers with two threads each would fight for two cores
+test: export OMP_NUM_THREADS = 1
+test: $(VENV)/.dev  ## the tests that every change must pass
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+slow: export OMP_NUM_THREADS = 2
+slow: $(VENV)/.dev  ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+doctest: $(VENV)/.dev  ## the examples in docstrings
+	$(BIN)/python -m pytest -q --doctest-modules src
+
+lint: $(VENV)/.dev  ## ruff, without changing anything
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+
+types: $(VENV)/.dev  ## mypy --strict
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## ruff, changing what it can
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+
+bench: $(VENV)/.dev  ## named speed measurements, as ratios
+	$(BIN)/sostenuto bench
+
+ci:  ## what the integration server runs
+	bash .ci/run
+
+clean:  ## remove what these targets made: environment, caches, demo
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,97 @@
+"""What the documents say can be typed, and every model has its page."""
+
+import contextlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+
+
+def command_lines(text: str) -> list[str]:
+    """Return the `sostenuto ...` lines of the fenced blocks and of inline code, continuations joined."""
+    blocks = [block.replace("\\\n", " ") for block in FENCE.findall(text)]
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"`(sostenuto [^`\n]+)`", FENCE.sub("", text))
+    return [line.removeprefix(".venv/bin/") for line in lines if re.match(r"(\.venv/bin/)?sostenuto\s", line)]
+
+
+def parse(line: str) -> None:
+    """Resolve a command line against the command tree: verbs and options must exist. Nothing is run."""
+    import typer
+
+    from sostenuto.cli.main import app
+
+    words = shlex.split(line, comments=True)[1:]
+    for stop in ("|", ">", "2>", "&&", ";"):
+        words = words[: words.index(stop)] if stop in words else words
+    command = typer.main.get_command(app)
+    context, name = None, "sostenuto"
+    with contextlib.suppress(typer.Exit):  # --help and --version end the parsing
+        while True:
+            context = command.make_context(name, list(words), parent=context)
+            if not hasattr(command, "resolve_command"):
+                return
+            rest = [*getattr(context, "protected_args", []), *context.args]
+            name, command, words = command.resolve_command(context, rest)
+
+
+def documented_commands() -> list[tuple[str, str]]:
+    return [
+        (str(path.relative_to(ROOT)), line)
+        for path in DOCUMENTS
+        if path.is_file()
+        for line in command_lines(path.read_text(encoding="utf-8"))
+        if "..." not in line and "VERB" not in line
+    ]
+
+
+@pytest.mark.parametrize(("document", "line"), documented_commands())
+def test_a_documented_command_can_be_typed(document, line):
+    parse(line)
+
+
+@pytest.mark.parametrize("line", ["sostenuto dat list", "sostenuto data list --jsno", "sostenuto rank"])
+def test_a_wrong_command_is_seen(line):
+    with pytest.raises(Exception, match=r"(?i)no such|missing"):
+        parse(line)
+
+
+def test_the_quick_start_is_exactly_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    start = re.search(r"^## Quick start\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert start, "README.md needs a section '## Quick start'"
+    lines = [line for block in FENCE.findall(start[1]) for line in block.splitlines() if line.strip()]
+    assert [shlex.join(shlex.split(line, comments=True)) for line in lines] == ["make demo", "make test"]
+
+
+def test_every_target_that_a_document_names_is_in_the_makefile():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for path in DOCUMENTS:
+        for words in re.findall(r"`make ([a-z ]+)`", path.read_text(encoding="utf-8")):
+            assert set(words.split()) <= targets, path
+
+
+def test_every_model_has_its_page_and_every_page_its_model():
+    from sostenuto.models.table import MODELS
+
+    pages = {path.stem for path in (ROOT / "docs" / "models").glob("*.md")} - {"index"}
+    assert pages == set(MODELS)
+
+
+def test_every_model_page_is_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = sorted((ROOT / "docs" / "models").glob("*.md"))
+    assert [page.name for page in pages if f"models/{page.name}" not in index] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_inside_the_documents_lead_somewhere(path):
+    links = LINK.findall(path.read_text(encoding="utf-8"))
+    broken = [t for t in links if "://" not in t and not t.startswith("mailto:") and not (path.parent / t).exists()]
+    assert broken == []
