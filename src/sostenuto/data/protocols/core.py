@@ -48,6 +48,7 @@ class MadeRequests:
     candidate_fields: tuple[Field, ...] = ()
     context_fields: tuple[Field, ...] = ()  # context columns that models may read; others are identifiers only
     counts: Mapping[str, int] = field(default_factory=dict)
+    vocabularies: Mapping[str, list[str]] = field(default_factory=dict)  # of new categorical columns; written to vocab/
 
 
 class RequestProtocol(typing.Protocol):
