@@ -1,0 +1,1 @@
+"""What a ranking is worth: metrics as mergeable states, calibration, slices, intervals and paired tests. No torch."""

@@ -1,0 +1,37 @@
+"""Coverage@k: of all items that were candidates, the share that some list shows in its first k."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sostenuto.evaluation.terms import Array
+from sostenuto.evaluation.top_rows import top_rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoverageState:
+    """Distinct items, sorted."""
+
+    shown: Array
+    candidates: Array
+
+
+def state(scores: Array, group: Array, item: Array, k: int) -> CoverageState:
+    """Collect the items of whole lists: a list must not be cut between two states."""
+    rows, _ = top_rows(scores, group, item, k)
+    return CoverageState(shown=np.unique(item[rows]), candidates=np.unique(item))
+
+
+def merge(a: CoverageState, b: CoverageState) -> CoverageState:
+    """Join two states."""
+    return CoverageState(shown=np.union1d(a.shown, b.shown), candidates=np.union1d(a.candidates, b.candidates))
+
+
+def value(state: CoverageState) -> float:
+    """Return shown / candidates; NaN without candidates."""
+    return len(state.shown) / len(state.candidates) if len(state.candidates) else float("nan")
+
+
+__all__ = ["CoverageState", "merge", "state", "value"]
