@@ -1,0 +1,252 @@
+"""Synthetic worlds hold the truth they claim."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from sostenuto.data.prepared import Array, PreparedData
+from sostenuto.data.worlds import (
+    CANDIDATES,
+    LOYALTY,
+    NEWEST,
+    WORLDS,
+    WorldLog,
+    expected_auc,
+    make_world,
+    world_log,
+    world_prepared,
+)
+from sostenuto.schema.errors import SpecError
+
+DAY_MS = 86_400_000
+
+
+def auc(labels: Array, scores: Array) -> float:
+    """Share of pairs in the right order, ties half."""
+    positive, negative = scores[labels > 0], np.sort(scores[labels == 0])
+    below = np.searchsorted(negative, positive) + np.searchsorted(negative, positive, side="right")
+    return float(below.mean() / 2 / len(negative))
+
+
+@pytest.fixture(scope="module", params=sorted(WORLDS))
+def log(request: pytest.FixtureRequest) -> WorldLog:
+    return world_log(request.param, events=20_000, seed=3)
+
+
+def kind_auc(log: WorldLog, weight: Callable[[Array, int], Array], requests: int = 700) -> float:
+    """AUC of a score that sums `weight` (event rows, request) over the user's earlier events of a candidate's kind."""
+    edges = np.searchsorted(log.event_user, np.arange(log.num_users + 1))
+    kinds = log.item_kind[log.event_item]
+    scores = []
+    for r in range(requests):
+        user, now = log.request_user[r], log.request_time_ms[r]
+        rows = np.arange(edges[user], edges[user + 1])
+        rows = rows[log.event_time_ms[rows] < now]
+        mass = np.bincount(kinds[rows], weight(rows, r), minlength=int(log.item_kind.max()) + 1)
+        scores.append(mass[log.item_kind[log.candidate_item[r]]])
+    return auc(log.label[:requests].ravel(), np.concatenate(scores))
+
+
+def every_event(rows: Array, _: int) -> Array:
+    return np.ones(len(rows))
+
+
+def test_oracle_reaches_the_stated_auc(log: WorldLog) -> None:
+    # 16,000 labels: the standard error of an AUC near .85 is about .004
+    assert auc(log.label.ravel(), log.logit.ravel()) == pytest.approx(log.oracle_auc, abs=0.015)
+    assert log.oracle_auc == 0.5 if log.name == "noise" else log.oracle_auc > 0.8
+
+
+def test_histories_are_in_order_and_counts_are_as_asked(log: WorldLog) -> None:
+    assert len(log.event_user) == 20_000
+    assert (np.diff(log.event_user) >= 0).all()
+    same = np.diff(log.event_user) == 0
+    assert (np.diff(log.event_time_ms)[same] >= 0).all()
+    assert set(np.unique(log.event_user)) == set(range(log.num_users))
+    assert (np.diff(log.request_time_ms) >= 0).all()
+
+
+def test_a_request_shows_no_item_twice(log: WorldLog) -> None:
+    ordered = np.sort(log.candidate_item, axis=1)
+    assert (ordered[:, 1:] != ordered[:, :-1]).all()
+
+
+def test_popularity_tells_nothing_of_the_label(log: WorldLog) -> None:
+    count = np.bincount(log.event_item, minlength=len(log.item_kind))
+    assert auc(log.label.ravel(), count[log.candidate_item.ravel()]) == pytest.approx(0.5, abs=0.04)
+
+
+def test_position_tells_nothing_of_the_label(log: WorldLog) -> None:
+    position = np.tile(np.arange(CANDIDATES), len(log.label))
+    assert auc(log.label.ravel(), position) == pytest.approx(0.5, abs=0.02)
+
+
+def test_stable_taste_is_seen_by_counts() -> None:
+    assert kind_auc(world_log("stable_taste", events=20_000, seed=1), every_event) > 0.75
+
+
+def test_noise_has_no_signal_in_the_history() -> None:
+    assert kind_auc(world_log("noise", events=20_000, seed=1), every_event) == pytest.approx(0.5, abs=0.03)
+
+
+def test_long_range_is_invisible_to_the_newest() -> None:
+    log = world_log("long_range", events=20_000, seed=1)
+
+    def newest(rows: Array, _: int) -> Array:
+        weight = np.zeros(len(rows))
+        weight[-NEWEST:] = 1
+        return weight
+
+    assert kind_auc(log, newest) == pytest.approx(0.5, abs=0.03)
+    assert kind_auc(log, every_event) > 0.75
+
+
+def test_drift_is_seen_by_recency() -> None:
+    log = world_log("drift", events=20_000, seed=1)
+
+    def decayed(rows: Array, r: int) -> Array:
+        return np.exp(-(log.request_time_ms[r] - log.event_time_ms[rows]) / (15 * DAY_MS))
+
+    assert kind_auc(log, decayed) > kind_auc(log, every_event) + 0.05
+
+
+def test_weekly_habit_is_seen_by_weekday() -> None:
+    log = world_log("weekly_habit", events=20_000, seed=1)
+
+    def same_weekday(rows: Array, r: int) -> Array:
+        gap = log.event_time_ms[rows] // DAY_MS - log.request_time_ms[r] // DAY_MS
+        return (gap % 7 == 0).astype(float)
+
+    assert kind_auc(log, same_weekday) > kind_auc(log, every_event) + 0.05
+
+
+def test_place_habit_is_seen_by_place() -> None:
+    log = world_log("place_habit", events=20_000, seed=1)
+
+    def same_place(rows: Array, r: int) -> Array:
+        return (log.event_place[rows] == log.request_place[r]).astype(float)
+
+    assert kind_auc(log, same_place) > kind_auc(log, every_event) + 0.05
+
+
+def test_action_taste_is_seen_by_action() -> None:
+    log = world_log("action_taste", events=20_000, seed=1)
+
+    def bought(rows: Array, _: int) -> Array:
+        return (log.event_action[rows] == 1).astype(float)
+
+    assert kind_auc(log, bought) > kind_auc(log, every_event) + 0.05
+
+
+def test_several_interests_are_lost_in_their_mean() -> None:
+    log = world_log("several_interests", events=20_000, seed=1)
+    edges = np.searchsorted(log.event_user, np.arange(log.num_users + 1))
+    mean, apart = [], []
+    for r in range(700):
+        user = log.request_user[r]
+        rows = np.arange(edges[user], edges[user + 1])
+        rows = rows[log.event_time_ms[rows] < log.request_time_ms[r]]
+        history = log.item_vector[log.event_item[rows]]
+        shown = log.item_vector[log.candidate_item[r]]
+        mean.append(shown @ history.mean(0) if len(rows) else np.zeros(CANDIDATES))
+        apart.append(np.exp(8 * (shown @ history.T)).mean(1) if len(rows) else np.zeros(CANDIDATES))
+    labels = log.label[:700].ravel()
+    assert auc(labels, np.concatenate(apart)) > auc(labels, np.concatenate(mean)) + 0.05
+
+
+def test_favourites_take_the_stated_share_of_events() -> None:
+    log = world_log("stable_taste", events=50_000, users=20, seed=5)
+    kinds = log.item_kind[log.event_item]
+    for user in range(20):
+        counts = np.sort(np.bincount(kinds[log.event_user == user], minlength=41))
+        expected = LOYALTY + (1 - LOYALTY) * 3 / 41
+        assert counts[-3:].sum() / counts.sum() == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize("name", ["drift", "long_range"])
+def test_same_seed_same_world_and_other_seed_another(name: str) -> None:
+    first, again, other = (world_log(name, events=2_000, seed=seed) for seed in (7, 7, 8))
+    assert np.array_equal(first.event_item, again.event_item)
+    assert np.array_equal(first.label, again.label)
+    assert not np.array_equal(first.event_item, other.event_item)
+
+
+def test_the_smallest_world_exists() -> None:
+    for name in WORLDS:
+        log = world_log(name, events=1_000, seed=0)
+        assert len(log.event_user) == 1_000
+        assert len(log.label) == 400
+
+
+@pytest.mark.slow
+def test_ten_million_events_take_less_than_a_minute() -> None:
+    import time
+
+    begin = time.perf_counter()
+    log = world_log("weekly_habit", events=10_000_000, seed=0)
+    assert len(log.event_item) == 10_000_000
+    assert time.perf_counter() - begin < 60
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(SpecError, match="Did you mean 'stable_taste'"):
+        world_log("stable_tast", events=1_000, seed=0)
+    with pytest.raises(SpecError, match="at least 100 per user"):
+        world_log("long_range", events=1_000, users=50, seed=0)
+    with pytest.raises(SpecError, match="items must be at least"):
+        world_log("noise", events=1_000, items=10, seed=0)
+
+
+@pytest.mark.parametrize("probability", [np.array([0.9, 0.2, 0.2, 0.6]), np.linspace(0.05, 0.95, 40)])
+def test_expected_auc_is_the_mean_over_draws(probability: Array) -> None:
+    rng = np.random.default_rng(0)
+    many = np.tile(probability, 500)
+    drawn = (rng.random(len(many)) < many).astype(float)
+    assert expected_auc(probability) == pytest.approx(auc(drawn, many), abs=0.02)
+
+
+def test_written_world_is_a_log_with_its_truth(tmp_path: Path) -> None:
+    path = make_world("drift", tmp_path / "w", events=2_000, seed=4)
+    assert path.name == "spec.toml"
+    events = pl.read_parquet(path.parent / "events.parquet")
+    exposures = pl.read_parquet(path.parent / "exposures.parquet")
+    truth = pl.read_parquet(path.parent / "truth.parquet")
+    items = pl.read_parquet(path.parent / "items.parquet")
+    assert events.height == 2_000
+    assert exposures.select("request", "item").equals(truth.select("request", "item"))
+    assert set(exposures["item"]) <= set(items["item"])
+    stated = json.loads((path.parent / "truth.json").read_text())["oracle_auc"]
+    assert auc(exposures["label"].to_numpy(), truth["logit"].to_numpy()) == pytest.approx(stated, abs=0.03)
+
+
+@pytest.mark.parametrize("name", sorted(WORLDS))
+def test_prepared_world_keeps_the_truth(name: str, tmp_path: Path) -> None:
+    data = world_prepared(name, tmp_path / name, events=4_000, seed=2)
+    b = data.behaviours
+    log = world_log(name, events=4_000, seed=2)
+    assert len(b.item) == 4_000
+    ids = data.vocabulary("item")
+    assert [int(ids[i]) for i in b.item[:200]] == log.event_item[:200].tolist()
+    kinds = data.item_category[:, 1]
+    assert (kinds[b.item] == log.item_kind[log.event_item] + 2).all()
+    for split in ("train", "valid", "test"):
+        r = data.requests(split)
+        logits = np.load(data.folder / "truth" / f"{split}.npy")
+        assert len(logits) == len(r.item) == r.offsets[-1]
+        for i in range(0, len(r), 50):
+            times = b.time_ms[b.offsets[r.user[i]] : b.offsets[r.user[i] + 1]]
+            assert r.prefix[i] == (times < r.time_ms[i]).sum()
+    assert data.item_field("vector").shape == (data.features.num_items, 8)
+
+
+def test_prepared_world_is_deterministic(tmp_path: Path) -> None:
+    first = world_prepared("noise", tmp_path / "a", events=2_000, seed=2)
+    again = world_prepared("noise", tmp_path / "b", events=2_000, seed=2)
+    assert first.manifest.arrays_hash == again.manifest.arrays_hash
+    assert isinstance(first, PreparedData)
