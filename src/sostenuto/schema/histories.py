@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from sostenuto.schema.errors import DataError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -57,6 +59,46 @@ class History(_OnDevice):
     def num_rows(self) -> int:
         """B, the number of users."""
         return int(self.offsets.shape[0]) - 1
+
+    @classmethod
+    def from_padded(
+        cls,
+        *,
+        mask: Tensor,
+        item: Tensor,
+        category: Tensor,
+        time_ms: Tensor,
+        action: Tensor,
+        value: Tensor,
+        place: Tensor,
+        fields: Mapping[str, Tensor] | None = None,
+    ) -> Self:
+        """Make a jagged history of padded (B, L) tensors; whatever stands behind the mask is dropped.
+
+        Args:
+            mask: (B, L) bool, True = real, in any pattern; the order inside a row is kept.
+            item, time_ms, action, value, place: (B, L).
+            category: (B, L, K).
+            fields: (B, L) or (B, L, V) each.
+        """
+        import torch
+
+        if mask.dtype != torch.bool or mask.dim() != 2:
+            raise DataError(
+                f"mask must be a (B, L) tensor of bool, True = real, got {tuple(mask.shape)} of {mask.dtype}; "
+                "compare it to 0 first"
+            )
+        lengths = mask.sum(1)
+        return cls(
+            offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+            item=item[mask],
+            category=category[mask],
+            time_ms=time_ms[mask],
+            action=action[mask],
+            value=value[mask],
+            place=place[mask],
+            fields={name: column[mask] for name, column in (fields or {}).items()},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

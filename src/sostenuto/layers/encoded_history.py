@@ -1,0 +1,128 @@
+"""A user's behaviours as a ranker keeps them: everything that needs neither a candidate nor the request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sostenuto.layers.embedding import DEFAULT_STD, FieldEncoder, ItemEmbedding, Table
+from sostenuto.layers.initialise import xavier_linear
+from sostenuto.ops.jagged import Taken, interleave_rows, newest_moments, row_index
+from sostenuto.ops.time_gaps import NUM_GAP_FEATURES, gap_features
+from sostenuto.schema.features import FeatureSpec
+from sostenuto.schema.histories import Context, History
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedHistory:
+    """Encoded behaviours of B users; a value, never changed in place."""
+
+    offsets: Tensor  # (B + 1,) int64
+    key: Tensor  # (N, D) item vectors, the space that candidates live in
+    side: Tensor  # (N, H) what action, value and event fields add to the activation unit
+    time_ms: Tensor  # (N,) int64
+    place: Tensor  # (N,) int64
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64 behaviours per user."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def take(self, taken: Taken) -> EncodedHistory:
+        """Return the behaviours at the taken positions."""
+        return EncodedHistory(
+            offsets=taken.offsets,
+            key=self.key[taken.positions],
+            side=self.side[taken.positions],
+            time_ms=self.time_ms[taken.positions],
+            place=self.place[taken.positions],
+        )
+
+    def newest(self, count: int) -> EncodedHistory:
+        """Return the newest `count` behaviours of each user, with the rest of the moment that the cut would split."""
+        if int(self.lengths.max() if self.lengths.numel() else 0) <= count:
+            return self
+        return self.take(newest_moments(self.offsets, self.time_ms, count))
+
+    def joined(self, later: EncodedHistory) -> EncodedHistory:
+        """Return each user's behaviours with the `later` ones behind them."""
+        positions, offsets = interleave_rows(self.offsets, later.offsets)
+
+        def join(a: Tensor, b: Tensor) -> Tensor:
+            return torch.cat([a, b])[positions]
+
+        return EncodedHistory(
+            offsets=offsets,
+            key=join(self.key, later.key),
+            side=join(self.side, later.side),
+            time_ms=join(self.time_ms, later.time_ms),
+            place=join(self.place, later.place),
+        )
+
+
+class HistoryEncoder(nn.Module):
+    """Encode behaviours, and later say what the request adds to them.
+
+    The item vector is the key. What only a behaviour has (action, value, event fields; at the request also the gap
+    and whether it happened at the same place) cannot be compared with a candidate: it enters the hidden layer of the
+    activation unit as an additive term, computed once per behaviour.
+
+    Args:
+        features: sizes of everything.
+        items: the embedding shared with the candidates.
+        hidden: H, width of the additive term.
+        field_dim: width per categorical event field.
+        std: standard deviation of the initial rows.
+    """
+
+    def __init__(
+        self, features: FeatureSpec, items: ItemEmbedding, *, hidden: int, field_dim: int, std: float = DEFAULT_STD
+    ) -> None:
+        super().__init__()
+        self.items = items
+        self.value_mean, self.value_std = features.value_mean, features.value_std
+        self.has_value = features.has_value
+        self.action = Table(features.num_actions, field_dim, std=std) if features.num_actions > 2 else None
+        self.fields = FieldEncoder(features.behaviour_fields, field_dim, std=std)
+        side_dim = self.fields.out_dim + (field_dim if self.action is not None else 0) + 2 * self.has_value
+        self.from_side = xavier_linear(side_dim, hidden, bias=False) if side_dim else None
+        self.from_request = xavier_linear(NUM_GAP_FEATURES + 1, hidden, bias=False)
+        self.hidden = hidden
+
+    def forward(self, histories: History) -> EncodedHistory:
+        """Encode a batch of histories."""
+        return EncodedHistory(
+            offsets=histories.offsets,
+            key=self.items(histories.item, histories.category, histories.fields),
+            side=self._side(histories),
+            time_ms=histories.time_ms,
+            place=histories.place,
+        )
+
+    def _side(self, histories: History) -> Tensor:
+        num = histories.item.shape[0]
+        if self.from_side is None:
+            return torch.zeros(num, self.hidden, device=histories.item.device)
+        parts = []
+        if self.action is not None:
+            parts.append(self.action(histories.action))
+        if self.has_value:
+            missing = histories.value.isnan()
+            amount = torch.log1p(histories.value.clamp(min=0))
+            scale = self.value_std if self.value_std > 0 else 1.0
+            parts += [torch.where(missing, 0.0, (amount - self.value_mean) / scale)[:, None], missing.float()[:, None]]
+        if self.fields.out_dim:
+            parts.append(self.fields(histories.fields, num))
+        side: Tensor = self.from_side(torch.cat(parts, 1))
+        return side
+
+    def request_features(self, state: EncodedHistory, context: Context) -> Tensor:
+        """Return (N, NUM_GAP_FEATURES + 1): gap to the request, rhythms, same (known) place."""
+        row = row_index(state.offsets)
+        same = (state.place == context.place[row]) & (state.place > 0)
+        return torch.cat([gap_features(context.time_ms[row] - state.time_ms), same.float()[:, None]], 1)
+
+
+__all__ = ["EncodedHistory", "HistoryEncoder"]

@@ -1,0 +1,129 @@
+"""Deep Interest Network (Zhou et al., KDD 2018, arXiv:1706.06978).
+
+Each past behaviour is weighted by its relevance to the target item, and the weighted sum is the user's interest in
+it. Differs from the paper: docs/models/din.md lists every choice of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sostenuto.layers.embedding import ItemEmbedding
+from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
+from sostenuto.layers.initialise import xavier_linear
+from sostenuto.layers.request_features import RequestFeatures
+from sostenuto.layers.target_attention import TargetAttention
+from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
+from sostenuto.ops.jagged import segment_mean
+from sostenuto.ops.target_attention import NORMALISERS, Normalise
+from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
+from sostenuto.schema.errors import SpecError
+from sostenuto.schema.features import FeatureSpec
+from sostenuto.schema.histories import Candidates, Context, History, RankerOutput
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DINConfig:
+    """Sizes and switches of DIN."""
+
+    item_dim: int = 32  # width of an item's own row; 0 leaves identity out
+    category_dim: int = 8  # width per category level
+    field_dim: int = 8  # width per categorical field
+    attention_units: tuple[int, ...] = (64,)  # hidden widths of the activation unit; one is the fast path
+    attention_activation: Literal["relu", "prelu"] = "prelu"
+    normalise: Normalise = "sqrt_length"  # of the weighted sum: none (paper), softmax (its code), sqrt_length (ours)
+    gap_values: bool = True  # also sum gap features, weighted: when the relevant behaviours happened. Ours
+    tower_units: tuple[int, ...] = (128, 64)
+    tower_activation: Activation = "dice"
+    dropout: float = 0.0  # after each tower layer
+    embedding_dropout: float = 0.0  # on item vectors and interests that enter the tower
+    id_dropout: float = 0.0  # chance that an item's own row is replaced by the unknown row. Ours
+    wide: bool = True  # linear path from match features and candidate numbers to the logit. Ours
+    short_recent: int | None = None  # newest behaviours kept, whole moments; None = all
+    table_std: float = 1e-4  # initial embedding rows
+
+    def __post_init__(self) -> None:
+        if not self.attention_units or min(self.attention_units) < 1:
+            raise SpecError(f"DINConfig.attention_units must be one or more widths, got {self.attention_units}")
+        if self.normalise not in NORMALISERS:
+            raise SpecError(f"DINConfig.normalise must be one of {', '.join(NORMALISERS)}, got {self.normalise!r}")
+        if self.tower_activation not in ACTIVATIONS:
+            raise SpecError(
+                f"DINConfig.tower_activation must be one of {', '.join(ACTIVATIONS)}, got {self.tower_activation!r}"
+            )
+        if self.short_recent is not None and self.short_recent < 1:
+            raise SpecError(f"DINConfig.short_recent must be at least 1 or none, got {self.short_recent}")
+        for name in ("dropout", "embedding_dropout", "id_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise SpecError(f"DINConfig.{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+class DIN(nn.Module):
+    """Target attention over all behaviours, and a tower."""
+
+    def __init__(self, config: DINConfig, features: FeatureSpec) -> None:
+        super().__init__()
+        self.config = config
+        items = ItemEmbedding(
+            features,
+            item_dim=config.item_dim,
+            category_dim=config.category_dim,
+            field_dim=config.field_dim,
+            std=config.table_std,
+            id_dropout=config.id_dropout,
+        )
+        dim, hidden = items.out_dim, config.attention_units[0]
+        self.histories = HistoryEncoder(
+            features, items, hidden=hidden, field_dim=config.field_dim, std=config.table_std
+        )
+        self.attention = TargetAttention(
+            dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
+        )
+        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=config.table_std)
+        interest_dim = dim + 1 + (NUM_GAP_FEATURES + 1 if config.gap_values else 0)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.tower = Tower(
+            4 * dim + interest_dim + self.requests.out_dim,
+            config.tower_units,
+            activation=config.tower_activation,
+            dropout=config.dropout,
+        )
+        self.wide = xavier_linear(self.requests.num_numbers, 1, bias=False) if config.wide else None
+
+    def encode(self, histories: History) -> EncodedHistory:
+        """Embed the behaviours; nothing here knows the candidate or the request."""
+        state: EncodedHistory = self.histories(histories)
+        return state if self.config.short_recent is None else state.newest(self.config.short_recent)
+
+    def append(self, state: EncodedHistory, events: History) -> EncodedHistory:
+        """Fold later events in; equal to encoding everything anew."""
+        joined = state.joined(self.encode(events))
+        return joined if self.config.short_recent is None else joined.newest(self.config.short_recent)
+
+    def score(self, state: EncodedHistory, candidates: Candidates, context: Context) -> RankerOutput:
+        """Weigh the behaviours for each candidate and read the tower."""
+        target = self.histories.items(candidates.item, candidates.category, candidates.fields)
+        at_request = self.histories.request_features(state, context)
+        side = state.side + self.histories.from_request(at_request)
+        ones = torch.ones(state.key.shape[0], 1, device=target.device)
+        value = [state.key, ones, at_request] if self.config.gap_values else [state.key, ones]
+        interest = self.attention(target, candidates.offsets, state.key, state.offsets, torch.cat(value, 1), side)
+        mean = segment_mean(state.key, state.offsets, exact=True)[candidates.row]
+        interest_in_item = interest[:, : target.shape[1]]
+        pooled = self.embedding_dropout(torch.cat([target, mean, target * mean, target * interest_in_item], 1))
+        numbers = self.requests(candidates, context)
+        logits: Tensor = self.tower(torch.cat([pooled, interest, numbers], 1)).squeeze(1)
+        if self.wide is not None:
+            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
+        return RankerOutput(logits=logits)
+
+    def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:
+        """Score candidates against histories."""
+        return self.score(self.encode(histories), candidates, context)
+
+
+__all__ = ["DIN", "DINConfig"]

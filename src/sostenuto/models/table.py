@@ -1,0 +1,209 @@
+"""The one table of models. Command line, contract test, docs index and benchmarks read it.
+
+A model is loaded when asked for, so listing the table imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sostenuto.schema.errors import MissingExtra, SpecError, did_you_mean
+from sostenuto.schema.features import FeatureSpec
+from sostenuto.schema.ranker import Ranker
+
+# Extras by the module whose presence shows that they are installed.
+EXTRA_MODULES = {"trees": "lightgbm"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelEntry:
+    """What the house knows about a ranker without loading it."""
+
+    name: str
+    title: str
+    paper: str  # reference, or "" for a plain method
+    kind: Literal["neural", "fitted", "rule"]
+    objective: Literal["bce", "none"]  # what training minimises; none = nothing is trained
+    state: Literal["bounded", "growing"]  # size of a user's state against the length of the history
+    update: Literal["exact", "none"]  # can a later event be folded into a state exactly
+    request_context: bool  # scoring reads time or place of the request
+    needs: tuple[str, ...] = ()  # extras to install
+    where: str  # module:class
+    config: str  # module:class of its configuration
+
+
+MODELS: dict[str, ModelEntry] = {}
+
+
+def _add(entry: ModelEntry) -> None:
+    MODELS[entry.name] = entry
+
+
+_add(
+    ModelEntry(
+        name="popularity",
+        title="Popularity, all time",
+        paper="",
+        kind="rule",
+        objective="none",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.baselines.popularity:Popularity",
+        config="sostenuto.baselines.popularity:PopularityConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="popularity_recent",
+        title="Popularity, last four weeks",
+        paper="",
+        kind="rule",
+        objective="none",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.baselines.popularity:RecentPopularity",
+        config="sostenuto.baselines.popularity:PopularityConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="repeat",
+        title="Repeat count and recency, then popularity",
+        paper="",
+        kind="rule",
+        objective="none",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.baselines.repeat:Repeat",
+        config="sostenuto.baselines.repeat:RepeatConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="logistic",
+        title="Logistic regression on hand-made features",
+        paper="",
+        kind="fitted",
+        objective="bce",
+        state="bounded",
+        update="exact",
+        request_context=True,
+        where="sostenuto.baselines.logistic:Logistic",
+        config="sostenuto.baselines.logistic:LogisticConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="trees",
+        title="Gradient-boosted trees on hand-made features",
+        paper="Ke et al., NeurIPS 2017 (LightGBM)",
+        kind="fitted",
+        objective="bce",
+        state="bounded",
+        update="exact",
+        request_context=True,
+        needs=("trees",),
+        where="sostenuto.baselines.trees:Trees",
+        config="sostenuto.baselines.trees:TreesConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="mean_pool",
+        title="Mean-pooled history network",
+        paper="Zhou et al., KDD 2018, arXiv:1706.06978, section 4.2",
+        kind="neural",
+        objective="bce",
+        state="bounded",
+        update="exact",
+        request_context=True,
+        where="sostenuto.baselines.mean_pool:MeanPool",
+        config="sostenuto.baselines.mean_pool:MeanPoolConfig",
+    )
+)
+
+_add(
+    ModelEntry(
+        name="din",
+        title="Deep Interest Network",
+        paper="Zhou et al., KDD 2018, arXiv:1706.06978",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.din:DIN",
+        config="sostenuto.models.din:DINConfig",
+    )
+)
+
+
+def entry_of(name: str) -> ModelEntry:
+    """Return the row of a model, or say which names there are."""
+    if name not in MODELS:
+        raise SpecError(f"model must be one of {', '.join(MODELS)}, got {name!r}.{did_you_mean(name, MODELS)}")
+    return MODELS[name]
+
+
+def missing_extras(entry: ModelEntry) -> tuple[str, ...]:
+    """Return the extras of a model that are not installed here."""
+    return tuple(e for e in entry.needs if importlib.util.find_spec(EXTRA_MODULES.get(e, e)) is None)
+
+
+def _load(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load_class(entry: ModelEntry) -> type[Any]:
+    """Import and return the class of a model."""
+    if missing := missing_extras(entry):
+        raise MissingExtra(
+            f"model {entry.name!r} needs the extra {missing[0]!r}, which is not installed; "
+            f"run `pip install 'sostenuto[{','.join(missing)}]'`"
+        )
+    return _load(entry.where)  # type: ignore[no-any-return]
+
+
+def config_class(name: str) -> type[Any]:
+    """Import and return the configuration class of a model."""
+    return _load(entry_of(name).config)  # type: ignore[no-any-return]
+
+
+def default_config(name: str) -> Any:
+    """Return a model's configuration with its default values."""
+    return config_class(name)()
+
+
+def build(name: str, config: Any, features: FeatureSpec, *, seed: int = 0) -> Ranker:
+    """Make a ranker with fresh parameters drawn from `seed`; torch's global generator is left as it was."""
+    entry = entry_of(name)
+    cls = load_class(entry)
+    if entry.kind != "neural":
+        if hasattr(config, "seed"):  # what is fitted as a whole draws from its own seed
+            config = dataclasses.replace(config, seed=seed)
+        return cls(config, features)  # type: ignore[no-any-return]
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(config, features)  # type: ignore[no-any-return]
+
+
+__all__ = [
+    "MODELS",
+    "ModelEntry",
+    "build",
+    "config_class",
+    "default_config",
+    "entry_of",
+    "load_class",
+    "missing_extras",
+]
