@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sostenuto.evaluation.terms import Array
-from sostenuto.evaluation.top_rows import top_rows
+from sostenuto.evaluation.top_rows import TopRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,10 +18,9 @@ class CoverageState:
     candidates: Array
 
 
-def state(scores: Array, group: Array, item: Array, k: int) -> CoverageState:
-    """Collect the items of whole lists: a list must not be cut between two states."""
-    rows, _ = top_rows(scores, group, item, k)
-    return CoverageState(shown=np.unique(item[rows]), candidates=np.unique(item))
+def state(top: TopRows, item: Array) -> CoverageState:
+    """Collect the items of whole lists (a list must not be cut between two states); `item` is (N,), every candidate."""
+    return CoverageState(shown=np.unique(item[top.row]), candidates=np.unique(item))
 
 
 def merge(a: CoverageState, b: CoverageState) -> CoverageState:

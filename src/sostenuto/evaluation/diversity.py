@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sostenuto.evaluation.terms import Array
-from sostenuto.evaluation.top_rows import top_rows
+from sostenuto.evaluation.top_rows import TopRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +22,9 @@ class DiversityState:
     lists: int
 
 
-def state(scores: Array, group: Array, item: Array, k: int, category: Array) -> DiversityState:
-    """Sum the mean pair distance of whole lists; `category` is (N, K), coarse to fine."""
-    rows, codes = top_rows(scores, group, item, k)
+def state(top: TopRows, category: Array) -> DiversityState:
+    """Sum the mean pair distance of whole lists; `category` is (N, K) of every candidate, coarse to fine."""
+    rows, codes = top.row, top.group
     levels = category.shape[1]
     size = np.bincount(codes).astype(np.float64)
     pairs = size * (size - 1) / 2

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from sostenuto.evaluation import calibration, coverage, diversity, gauc, logloss, novelty
 from sostenuto.evaluation.measures import HEADLINE, OwnedTerms, measure, measure_terms
@@ -28,7 +29,8 @@ from sostenuto.evaluation.significance import (
     user_sums,
 )
 from sostenuto.evaluation.slices import Slice, standard_slices
-from sostenuto.evaluation.terms import Array
+from sostenuto.evaluation.terms import Array, row_terms
+from sostenuto.evaluation.top_rows import top_rows
 from sostenuto.schema.errors import DataError, SpecError, did_you_mean
 
 FORMAT_VERSION = 1
@@ -65,24 +67,30 @@ def _entropy(rate: Array) -> Array:
     return entropy
 
 
-def _counts(p: Predictions) -> dict[str, int]:
+def _counts(p: Predictions, rows: Array | slice = slice(None)) -> dict[str, int]:
     return {
-        "requests": len(np.unique(p.request)),
-        "rows": len(p),
-        "positives": int((p.label == 1).sum()),
-        "users": len(np.unique(p.user)),
+        "requests": len(np.unique(p.request[rows])),
+        "rows": len(p.request[rows]),
+        "positives": int((p.label[rows] == 1).sum()),
+        "users": len(np.unique(p.user[rows])),
     }
 
 
-def _slice_terms(p: Predictions, cut: Slice) -> dict[tuple[str, int, str], OwnedTerms]:
+def _slice_terms(p: Predictions, cuts: Sequence[Slice]) -> dict[tuple[str, int, str], OwnedTerms]:
     """Terms of each part: GAUC over the rows that `Slice.rows` gives, logloss and PCOC over the part's own rows."""
+    loss, probability = logloss.row_loss(p.label, p.logit), expit(p.logit.astype(np.float64))
     out: dict[tuple[str, int, str], OwnedTerms] = {}
-    for part in range(len(cut.parts)):
-        own = cut.code == part
-        wide = p.take(cut.rows(part, p.label))
-        out[cut.name, part, "gauc_request"] = measure_terms(wide, ["gauc_request"])["gauc_request"]
-        for name, terms in measure_terms(p.take(own), ["logloss", "pcoc"]).items():
-            out[cut.name, part, name] = terms
+    for cut in cuts:
+        for part in range(len(cut.parts)):
+            wide = p.take(np.flatnonzero(cut.rows(part, p.label)))
+            out[cut.name, part, "gauc_request"] = measure_terms(wide, ["gauc_request"])["gauc_request"]
+            own = np.flatnonzero(cut.code == part)
+            user = p.user[own]
+            for name, terms in (
+                ("logloss", row_terms(user, loss[own], np.ones(len(own)))),
+                ("pcoc", row_terms(user, probability[own], p.label[own])),
+            ):
+                out[cut.name, part, name] = OwnedTerms(terms=terms, user=terms.group)
     return out
 
 
@@ -100,8 +108,7 @@ def _block(
     names = ["gauc_request", "gauc_user", "logloss", "pcoc", "rate"]
     names += [f"{kind}@{k}" for kind in ("ndcg", "recall", "hr", "mrr", "map") for k in ks]
     owned: dict[Any, OwnedTerms] = dict(measure_terms(p, names))
-    for cut in cuts:
-        owned |= _slice_terms(p, cut)
+    owned |= _slice_terms(p, cuts)
     users = np.unique(p.user)
     intervals, columns = _intervals(owned, users, draws, seed)
     metrics: dict[str, Any] = {name: asdict(intervals[name]) for name in names if name != "rate"}
@@ -110,16 +117,15 @@ def _block(
     metrics["ne"] = asdict(percentile_interval(entropy, columns["logloss"] / _entropy(columns["rate"])))
     curve = calibration.value(calibration.state(p.label, p.logit), bins)
     metrics["ece"] = {"value": curve.ece}
+    best = top_rows(p.logit, p.request_list, p.item, max(ks))
     for k in ks:
-        shown = coverage.state(p.logit, p.request_list, p.item, k)
-        metrics[f"coverage@{k}"] = {"value": coverage.value(shown)}
+        top = best.first(k)
+        metrics[f"coverage@{k}"] = {"value": coverage.value(coverage.state(top, p.item))}
         if item_counts is not None:
-            bits = novelty.state(
-                p.logit, p.request_list, p.item, k, item_counts[p.item], int(item_counts.sum()), len(item_counts)
-            )
+            bits = novelty.state(top, item_counts[p.item], total=int(item_counts.sum()), num_items=len(item_counts))
             metrics[f"novelty@{k}"] = {"value": novelty.value(bits)}
         if categories is not None and categories.shape[1]:
-            spread = diversity.state(p.logit, p.request_list, p.item, k, categories[p.item])
+            spread = diversity.state(top, categories[p.item])
             metrics[f"diversity@{k}"] = {"value": diversity.value(spread)}
     standing = gauc.value(count_scores(p.label, p.logit, p.request_list))
     slices = {}
@@ -127,7 +133,7 @@ def _block(
         parts = []
         for part, name in enumerate(cut.parts):
             of_part = {m: asdict(intervals[cut.name, part, m]) for m in ("gauc_request", "logloss", "pcoc")}  # type: ignore[index]
-            parts.append({"name": name, **_counts(p.take(cut.code == part)), "metrics": of_part})
+            parts.append({"name": name, **_counts(p, cut.code == part), "metrics": of_part})
         slices[cut.name] = {"title": cut.title, "by": cut.by, "parts": parts}
     return {
         **_counts(p),

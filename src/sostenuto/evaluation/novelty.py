@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sostenuto.evaluation.terms import Array
-from sostenuto.evaluation.top_rows import top_rows
+from sostenuto.evaluation.top_rows import TopRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,23 +21,17 @@ class NoveltyState:
     shown: int
 
 
-def state(
-    scores: Array, group: Array, item: Array, k: int, item_count: Array, total: int, num_items: int
-) -> NoveltyState:
+def state(top: TopRows, item_count: Array, *, total: int, num_items: int) -> NoveltyState:
     """Sum the self-information of whole lists.
 
     Args:
-        scores:     (N,).
-        group:      (N,) list of each row.
-        item:       (N,).
-        k:          places looked at.
-        item_count: (N,) training count of the candidate.
+        top:        the rows shown.
+        item_count: (N,) training count of every candidate.
         total:      training count of all items together.
         num_items:  items that the counts run over.
     """
-    rows, _ = top_rows(scores, group, item, k)
-    share = (item_count[rows] + 1.0) / (total + num_items)
-    return NoveltyState(bits=float(-np.log2(share).sum()), shown=len(rows))
+    share = (item_count[top.row] + 1.0) / (total + num_items)
+    return NoveltyState(bits=float(-np.log2(share).sum()), shown=len(top.row))
 
 
 def merge(a: NoveltyState, b: NoveltyState) -> NoveltyState:

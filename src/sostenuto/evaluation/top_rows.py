@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from sostenuto.evaluation.terms import Array, dense_groups
 from sostenuto.schema.errors import SpecError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopRows:
+    """The rows that stand in the first places of their list."""
+
+    row: Array  # (T,) row of the scores
+    group: Array  # (T,) dense group
+    place: Array  # (T,) 0-based place in the list
+
+    def first(self, k: int) -> TopRows:
+        """Return the first k places only."""
+        kept = self.place < k
+        return TopRows(row=self.row[kept], group=self.group[kept], place=self.place[kept])
 
 
 def _shuffled(group: Array, item: Array) -> Array:
@@ -17,8 +33,8 @@ def _shuffled(group: Array, item: Array) -> Array:
         return z ^ (z >> np.uint64(31))
 
 
-def top_rows(scores: Array, group: Array, item: Array, k: int) -> tuple[Array, Array]:
-    """Return the rows of the first k of each group, and their dense group.
+def top_rows(scores: Array, group: Array, item: Array, k: int) -> TopRows:
+    """Return the first k rows of each group, best first.
 
     Item indices are ordered by popularity, so breaking ties by index would smuggle popularity in; the hash does not.
     """
@@ -29,8 +45,7 @@ def top_rows(scores: Array, group: Array, item: Array, k: int) -> tuple[Array, A
     sorted_codes = codes[order]
     starts = np.searchsorted(sorted_codes, np.arange(len(names)))
     place = np.arange(len(order)) - starts[sorted_codes]
-    kept = place < k
-    return order[kept], sorted_codes[kept]
+    return TopRows(row=order, group=sorted_codes, place=place).first(k)
 
 
-__all__ = ["top_rows"]
+__all__ = ["TopRows", "top_rows"]
