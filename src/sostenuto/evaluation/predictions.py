@@ -92,7 +92,7 @@ def load_predictions(path: str | Path) -> Predictions:
     path = Path(path)
     if not path.is_file():
         raise RunError(f"predictions must be a file, {path} is not there; run `sostenuto evaluate` on the run first")
-    with np.load(path, allow_pickle=False) as arrays:
+    with np.load(path) as arrays:
         missing = sorted(set(_DTYPES) - set(arrays.files))
         if missing:
             raise RunError(f"predictions must hold {', '.join(missing)}, {path} does not; evaluate the run again")
