@@ -44,7 +44,7 @@ class TrainingConfig:
     batch_requests: int = 32
     evaluation_batch_requests: int = 32
     evaluations_per_epoch: int = 4  # on validation
-    patience: int = 4  # evaluations in a row without a better validation GAUC before the run stops
+    patience: int = 4  # evaluations in a row without a better validation GAUC before the run stops; 0 = never
     steps: int | None = None  # stop after so many steps even inside the budget's epochs
     save_every_s: float = 120.0  # wall-clock seconds between saves for resuming, beside those at evaluations
     save_every_steps: int | None = None

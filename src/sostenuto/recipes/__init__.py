@@ -1,0 +1,72 @@
+"""Named, complete runs: Python functions that return a config. A variant calls another and replaces a field.
+
+    RECIPES["din"]()                    full history, match features
+    RECIPES["din_recent50"]()           the newest 50 behaviours, match features of the same 50
+    RECIPES["din_no_match"]()           full history, no match features
+
+Budget, seed and single fields are set on top with `sostenuto.training.config.apply_overrides`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sostenuto.recipes.baselines import (
+    logistic,
+    logistic_no_match,
+    logistic_recent50,
+    mean_pool,
+    mean_pool_no_match,
+    mean_pool_recent50,
+    popularity,
+    popularity_recent,
+    repeat,
+    repeat_recent50,
+    trees,
+    trees_no_match,
+    trees_recent50,
+)
+from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
+from sostenuto.schema.errors import SpecError, did_you_mean
+from sostenuto.training.config import RunConfig
+
+Recipe = Callable[[], RunConfig]
+
+RECIPES: dict[str, Recipe] = {
+    recipe.__name__: recipe
+    for recipe in (
+        popularity,
+        popularity_recent,
+        repeat,
+        repeat_recent50,
+        logistic,
+        logistic_recent50,
+        logistic_no_match,
+        trees,
+        trees_recent50,
+        trees_no_match,
+        mean_pool,
+        mean_pool_recent50,
+        mean_pool_no_match,
+        din,
+        din_recent50,
+        din_no_match,
+        sdim,
+        sdim_recent50,
+        sdim_no_match,
+    )
+}
+
+# The rows of a comparison when nobody names any: every method once, full history, match features.
+COMPARED = ("popularity", "popularity_recent", "repeat", "logistic", "trees", "mean_pool", "din", "sdim")
+
+
+def recipe_named(name: str) -> RunConfig:
+    """Return the config of a recipe; refuse unknown names."""
+    if name not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise SpecError(f"recipe must be one of {known}, got {name!r}.{did_you_mean(name, RECIPES)}")
+    return RECIPES[name]()
+
+
+__all__ = ["COMPARED", "RECIPES", "Recipe", "recipe_named"]

@@ -1,0 +1,323 @@
+"""The training loop of neural rankers: plain steps, with everything that touches files or people passed in."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from sostenuto.schema.errors import RunError
+from sostenuto.schema.histories import RankerOutput, RequestBatch
+from sostenuto.training.checkpoint import random_state, restore_random_state
+from sostenuto.training.config import TrainingConfig
+from sostenuto.training.losses import Objective, loss_of
+from sostenuto.training.optimiser import RankerOptimiser, StepReport, learning_rate_share
+from sostenuto.training.reporting import Reporter, SilentReporter
+from sostenuto.training.validation import Validation
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Where a run is. Together with weights, optimiser and random state it is all that a resume needs."""
+
+    step: int = 0  # optimiser steps done
+    epoch: int = 0  # epochs finished
+    batch: int = 0  # batches of the current epoch done
+    evaluations: int = 0
+    last_evaluation: int = -1  # step of it
+    best_gauc: float | None = None
+    best_step: int = 0
+    without_better: int = 0  # evaluations in a row
+    window_loss: float = 0.0  # sum over the steps since the last log line
+    window_steps: int = 0
+    elapsed_s: float = 0.0  # over all processes that worked on the run
+    stopped: str = ""  # why the run ended: epochs, steps or patience
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+class Batches(Protocol):
+    """What the loop needs of a loader."""
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        ...
+
+    def epoch(self, number: int, *, start_batch: int = 0) -> Iterator[RequestBatch]:
+        """Yield an epoch from a batch on; the same order for the same number."""
+        ...
+
+
+def _no_record(record: Mapping[str, Any]) -> None:
+    """Drop a log record."""
+
+
+def _no_best(validation: Validation) -> None:
+    """Keep no weights."""
+
+
+def _no_state(progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+    """Save nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What happens around the steps."""
+
+    evaluate: Callable[[], Validation]
+    save_best: Callable[[Validation], None] = _no_best  # the weights are the best on validation so far
+    save_state: Callable[[Progress, Mapping[str, Tensor]], None] = _no_state
+    log: Callable[[Mapping[str, Any]], None] = _no_record
+    reporter: Reporter = dataclasses.field(default_factory=SilentReporter)
+
+
+def state_tensors(ranker: nn.Module, optimiser: RankerOptimiser) -> dict[str, Tensor]:
+    """Return weights, buffers, optimiser state and random state as named tensors."""
+    weights = {f"ranker.{name}": value for name, value in ranker.state_dict().items()}
+    states = {f"optimiser.{name}": value for name, value in optimiser.tensors().items()}
+    return weights | states | random_state()
+
+
+def restore(ranker: nn.Module, optimiser: RankerOptimiser, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `state_tensors` gave."""
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+    ranker.load_state_dict(under("ranker."))
+    optimiser.load_tensors(under("optimiser."))
+    restore_random_state(tensors)
+
+
+def steps_planned(batches: int, epochs: int, config: TrainingConfig) -> int:
+    """Return the steps of a run that is not stopped early."""
+    steps = batches * epochs
+    return steps if config.steps is None else min(steps, config.steps)
+
+
+def evaluation_points(batches: int, times: int) -> frozenset[int]:
+    """Return after how many batches of an epoch validation is measured: evenly spread, the last at its end.
+
+    >>> sorted(evaluation_points(10, 4))
+    [3, 5, 8, 10]
+    """
+    return frozenset(-(-batches * k // times) for k in range(1, times + 1))
+
+
+def forward(ranker: nn.Module, batch: RequestBatch) -> RankerOutput:
+    """Return the ranker's output for a batch."""
+    return cast("RankerOutput", ranker(batch.histories, batch.candidates, batch.context))
+
+
+def train_step(
+    ranker: nn.Module,
+    batch: RequestBatch,
+    optimiser: RankerOptimiser,
+    objective: Objective,
+    config: TrainingConfig,
+    share: float,
+    step: int,
+) -> tuple[float, StepReport]:
+    """Make one gradient step; refuse to go on when loss or gradients are not finite.
+
+    Args:
+        share: multiplies the learning rates.
+        step:  number of the step, for the error.
+    """
+    loss = loss_of(objective, forward(ranker, batch), batch, weighting=config.weighting, listwise=config.listwise)
+    value = float(loss.total.detach())
+    if not math.isfinite(value):
+        bad = [name for name, part in loss.parts.items() if not bool(torch.isfinite(part).all())]
+        raise RunError(_not_finite(f"the loss ({', '.join(bad) or 'total'})", value, step, batch))
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    report = optimiser.step(share)
+    if not math.isfinite(report.grad_norm):
+        bad = optimiser.non_finite()
+        what = f"the gradient of {', '.join(bad[:5])}" + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise RunError(_not_finite(what, report.grad_norm, step, batch))
+    return value, report
+
+
+def _not_finite(what: str, value: float, step: int, batch: RequestBatch) -> str:
+    rows = batch.request.tolist()
+    shown = ", ".join(map(str, rows[:4])) + (" ..." if len(rows) > 4 else "")
+    return (
+        f"{what} must be finite, it is {value} at step {step} (train requests {shown}); lower training.learning_rate "
+        "or training.max_grad_norm, raise training.warmup_steps, or look at the values of these requests"
+    )
+
+
+class _Speed:
+    """Counts what went through since the last log line, evaluation time left out."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.requests = self.candidates = self.events = 0
+        self.since = time.perf_counter()
+        self.paused = 0.0
+
+    def count(self, batch: RequestBatch) -> None:
+        self.requests += batch.histories.num_rows
+        self.candidates += int(batch.labels.shape[0])
+        self.events += int(batch.histories.item.shape[0])
+
+    @contextlib.contextmanager
+    def pause(self) -> Generator[None]:
+        start = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - start
+
+    def rates(self) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
+        return {
+            "requests_per_s": round(self.requests / seconds, 2),
+            "candidates_per_s": round(self.candidates / seconds, 1),
+            "events_per_s": round(self.events / seconds, 1),
+        }
+
+
+def train(
+    ranker: nn.Module,
+    loader: Batches,
+    config: TrainingConfig,
+    *,
+    epochs: int,
+    objective: Objective,
+    hooks: Hooks,
+    optimiser: RankerOptimiser | None = None,
+    progress: Progress | None = None,
+    device: torch.device | str = "cpu",
+    name: str = "training",
+) -> Progress:
+    """Train until the epochs or steps are over or validation GAUC no longer rises.
+
+    Validation is measured `evaluations_per_epoch` times an epoch; the best weights are handed to `save_best`. State is
+    handed to `save_state` at every evaluation, every `save_every_steps` steps and every `save_every_s` seconds. With
+    the same state, data and thread count the steps that follow are the same, bit for bit.
+
+    Args:
+        ranker:    trained in place; ends with the last weights, not the best.
+        loader:    batches by epoch.
+        config:    learning rates, weighting, patience ...
+        epochs:    at most.
+        objective: main loss.
+        hooks:     what to do at evaluations, saves and log lines.
+        optimiser: of the ranker; new when None. Pass it, restored, when resuming.
+        progress:  where to go on; the beginning when None.
+        device:    where batches are moved; the ranker is there already.
+        name:      shown to people.
+
+    Returns:
+        the final progress; `stopped` says why it ended.
+    """
+    optimiser = optimiser or RankerOptimiser(ranker, config)
+    progress = progress or Progress()
+    batches_per_epoch = len(loader)
+    total = steps_planned(batches_per_epoch, epochs, config)
+    points = evaluation_points(batches_per_epoch, config.evaluations_per_epoch)
+    speed = _Speed()
+    before, started = progress.elapsed_s, time.monotonic()
+    last_save = started
+
+    def save() -> None:
+        nonlocal last_save
+        last_save = time.monotonic()
+        hooks.save_state(progress, state_tensors(ranker, optimiser))
+
+    def evaluate() -> None:
+        validation = hooks.evaluate()
+        progress.evaluations += 1
+        progress.last_evaluation = progress.step
+        progress.elapsed_s = before + time.monotonic() - started
+        is_best = progress.best_gauc is None or validation.gauc > progress.best_gauc
+        if is_best:
+            progress.best_gauc = None if math.isnan(validation.gauc) else validation.gauc
+            progress.best_step, progress.without_better = progress.step, 0
+        else:
+            progress.without_better += 1
+        position = {"step": progress.step, "epoch": progress.epoch + progress.batch / batches_per_epoch}
+        elapsed = {"elapsed_s": round(progress.elapsed_s, 3)}
+        hooks.log({"kind": "valid"} | position | validation.numbers() | {"best": is_best} | elapsed)
+        hooks.reporter.evaluated(validation, is_best, progress)
+        if is_best:
+            hooks.save_best(validation)
+        elif config.patience and progress.without_better >= config.patience:
+            progress.stopped = "patience"
+
+    hooks.reporter.started(name, total, progress)
+    ranker.train()
+    try:
+        while progress.epoch < epochs and not progress.stopped and progress.step < total:
+            stream = loader.epoch(progress.epoch, start_batch=progress.batch)
+            with contextlib.closing(cast("Generator[RequestBatch]", stream)):
+                for batch in stream:
+                    speed.count(batch)
+                    share = learning_rate_share(progress.step, total, config)
+                    loss, report = train_step(
+                        ranker, batch.to(device), optimiser, objective, config, share, progress.step + 1
+                    )
+                    progress.step += 1
+                    progress.batch += 1
+                    progress.window_loss += loss
+                    progress.window_steps += 1
+                    progress.elapsed_s = before + time.monotonic() - started
+                    rates = speed.rates()
+                    hooks.reporter.stepped(progress, loss, rates["events_per_s"])
+                    if progress.step % config.log_every_steps == 0 or progress.step == total:
+                        hooks.log(
+                            {
+                                "kind": "train",
+                                "step": progress.step,
+                                "epoch": progress.epoch + progress.batch / batches_per_epoch,
+                                "loss": progress.window_loss / progress.window_steps,
+                                "learning_rate": config.learning_rate * share,
+                                "grad_norm": report.grad_norm,
+                                "touched_rows": report.touched_rows,
+                                **rates,
+                                "elapsed_s": round(progress.elapsed_s, 3),
+                            }
+                        )
+                        progress.window_loss, progress.window_steps = 0.0, 0
+                        speed.restart()
+                    by_steps = config.save_every_steps and progress.step % config.save_every_steps == 0
+                    with speed.pause():
+                        if progress.batch in points or progress.step == total:
+                            evaluate()
+                            save()
+                        elif by_steps or time.monotonic() - last_save >= config.save_every_s:
+                            save()
+                    if progress.stopped or progress.step == total:
+                        break
+            if progress.batch == batches_per_epoch and not progress.stopped:
+                progress.epoch += 1
+                progress.batch = 0
+        if not progress.stopped:
+            progress.stopped = "steps" if total < batches_per_epoch * epochs else "epochs"
+    finally:
+        hooks.reporter.finished()
+    return progress
+
+
+__all__ = [
+    "Batches",
+    "Hooks",
+    "Progress",
+    "evaluation_points",
+    "forward",
+    "restore",
+    "state_tensors",
+    "steps_planned",
+    "train",
+    "train_step",
+]

@@ -1,0 +1,505 @@
+"""A memory plan before the run: what the process will need at its peak, and for what.
+
+Nothing is guessed that can be known. The heaviest batches of the run are found beforehand (the order of every epoch
+is fixed by the seed), one of each kind is run forward and backward in a throw-away way while the bytes of all live
+tensors are counted, and the rest is arithmetic. A batch that would not fit is never tried: its need is scaled up from
+a light one, and the plan says what to lower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import tracemalloc
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sostenuto.data.prepared import PreparedData, Requests
+from sostenuto.features.collation import Collator
+from sostenuto.features.loading import RequestLoader
+from sostenuto.schema.histories import RequestBatch
+from sostenuto.training.config import RunConfig, TrainingConfig
+from sostenuto.training.loop import forward
+from sostenuto.training.losses import Objective, loss_of
+from sostenuto.training.optimiser import dense_parameters, table_parameters
+
+Array = npt.NDArray[Any]
+
+FAULT_BYTES = 1 << 16  # the kernel maps files around a first touch in pieces of this size
+PREDICTION_BYTES = 3 * 96  # per scored candidate: parts, joined columns, and sorting for the metric
+LIGHT_REQUESTS = 2  # of the heaviest batch, run first to see what the whole one would take
+ALLOCATOR_SLACK = 1.15  # live bytes to resident bytes: holes left by tensors of changing size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Bytes by purpose. `peak` is what the process holds at most, libraries and opened data included."""
+
+    process: int  # resident before the ranker is built: interpreter, libraries, opened data, popularity index
+    data_pages: int = 0  # of memory-mapped files, still to be read
+    tables: int = 0
+    dense: int = 0
+    gradients: int = 0  # of dense weights; those of touched rows count as activations
+    optimiser: int = 0
+    batches: int = 0  # collated ahead, and collating
+    activations: int = 0  # of the heaviest training batch
+    evaluation: int = 0  # of the heaviest validation batch, and predictions
+    fitting: int = 0  # design matrix and what the library makes of it
+    restoring: int = 0  # state read when a run is resumed
+    highest_so_far: int = 0  # peak of the process before the plan was made
+    heaviest: Mapping[str, int] = field(default_factory=dict)  # requests, events, candidates, pairs of that batch
+    tried: bool = True  # False: the heaviest batch would not fit and was only scaled up
+    available: int = 0  # bytes the machine had left when the plan was made; 0 = unknown
+    advice: str = ""
+
+    @property
+    def peak(self) -> int:
+        """The plan: resident bytes at the highest moment."""
+        standing = self.process + self.data_pages + self.tables + self.dense + self.optimiser + self.batches
+        moment = max(self.gradients + self.activations, self.evaluation, self.fitting, self.restoring)
+        return max(standing + moment, self.highest_so_far)
+
+    def lines(self) -> Iterator[tuple[str, int]]:
+        """Yield (words, bytes) of every part that is not empty."""
+        words = {
+            "process": "process, libraries, opened data",
+            "data_pages": "data still to be read",
+            "tables": "embedding tables",
+            "dense": "dense weights",
+            "gradients": "gradients",
+            "optimiser": "optimiser state",
+            "batches": "batches collated ahead",
+            "activations": "activations, heaviest batch",
+            "evaluation": "evaluation (instead of activations)",
+            "fitting": "fitting",
+            "restoring": "reading the saved state",
+        }
+        for name, text in words.items():
+            if size := getattr(self, name):
+                yield text, size
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields and the peak as JSON values, bytes."""
+        return {**asdict(self), "heaviest": dict(self.heaviest), "peak": self.peak}
+
+
+# -- what the system says ---------------------------------------------------------------------------------------------
+
+
+def _status(key: str) -> int:
+    try:
+        with Path("/proc/self/status").open(encoding="utf-8") as file:
+            for line in file:
+                if line.startswith(key + ":"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def resident_bytes() -> int:
+    """Bytes of memory the process holds now; 0 where the system does not tell."""
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Highest `resident_bytes` of the process so far; 0 where the system does not tell."""
+    if highest := _status("VmHWM"):
+        return highest
+    try:
+        import resource
+    except ImportError:
+        return 0
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def available_bytes() -> int:
+    """Bytes a process can still take without swapping; 0 where the system does not tell."""
+    left = 0
+    with contextlib.suppress(OSError), Path("/proc/meminfo").open(encoding="utf-8") as file:
+        left = next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), 0)
+    for limit_name, used_name in (("memory.max", "memory.current"),):
+        with contextlib.suppress(OSError, ValueError):
+            limit = int(Path("/sys/fs/cgroup", limit_name).read_text(encoding="utf-8"))
+            used = int(Path("/sys/fs/cgroup", used_name).read_text(encoding="utf-8"))
+            left = min(left or limit, max(limit - used, 0))
+    return left
+
+
+def release_freed() -> None:
+    """Give memory that was freed back to the system, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _mapped(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return (size, resident) of the files under `folder` that are memory-mapped now."""
+    found: dict[str, tuple[int, int]] = {}
+    root = str(folder.resolve())
+    with contextlib.suppress(OSError), Path("/proc/self/smaps").open(encoding="utf-8") as file:
+        name, size = "", 0
+        for line in file:
+            head = line.split(None, 5)
+            if "-" in head[0] and not head[0].endswith(":"):
+                name = head[5].strip() if len(head) > 5 else ""
+            elif name.startswith(root) and head[0] == "Size:":
+                size = int(head[1]) * 1024
+            elif name.startswith(root) and head[0] == "Rss:":
+                old = found.get(name, (0, 0))
+                found[name] = (old[0] + size, old[1] + int(head[1]) * 1024)
+    return found
+
+
+def pages_to_read(data: PreparedData, parts: Sequence[tuple[Requests, Array]]) -> int:
+    """Return the bytes of mapped arrays that requests will touch and that are not resident yet."""
+    longest: dict[int, int] = {}
+    for requests, rows in parts:
+        users, prefix = np.asarray(requests.user)[rows], np.asarray(requests.prefix)[rows]
+        for user, length in zip(users.tolist(), prefix.tolist(), strict=True):
+            longest[user] = max(longest.get(user, 0), length)
+    events, slices = sum(longest.values()), len(longest)
+    total = len(data.behaviours.item)
+    missing = 0
+    for name, (size, resident) in _mapped(data.folder).items():
+        is_event_column = Path(name).parent.name == "behaviours" and total
+        wanted = min(size, size * events // total + slices * FAULT_BYTES) if is_event_column else size
+        missing += max(wanted - resident, 0)
+    return missing
+
+
+# -- how heavy the batches are ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What B batches hold."""
+
+    events: Array  # (B,) behaviours
+    candidates: Array  # (B,)
+    pairs: Array  # (B,) behaviours x candidates, summed over requests
+    rows: tuple[Array, ...]  # request rows of each batch
+
+    def at(self, index: int) -> dict[str, int]:
+        """Return the sizes of one batch."""
+        return {
+            "requests": len(self.rows[index]),
+            "events": int(self.events[index]),
+            "candidates": int(self.candidates[index]),
+            "pairs": int(self.pairs[index]),
+        }
+
+    def heaviest(self) -> list[int]:
+        """Return the batches that hold most events, candidates or pairs, without repeats."""
+        return sorted({int(np.argmax(column)) for column in (self.events, self.candidates, self.pairs)})
+
+
+def load_of(loader: RequestLoader, epochs: Iterable[int], recent: int | None) -> Load:
+    """Weigh every batch of some epochs without collating any."""
+    requests = loader.requests
+    length = np.asarray(requests.prefix, np.int64)
+    length = length if recent is None else np.minimum(length, recent)
+    candidates = np.diff(np.asarray(requests.offsets))
+    rows = tuple(batch for epoch in epochs for batch in loader.batch_rows(epoch))
+    return Load(
+        events=np.array([int(length[r].sum()) for r in rows]),
+        candidates=np.array([int(candidates[r].sum()) for r in rows]),
+        pairs=np.array([int((length[r] * candidates[r]).sum()) for r in rows]),
+        rows=rows,
+    )
+
+
+def tensor_bytes(value: Any) -> int:
+    """Return the bytes of all tensors inside dataclasses and mappings."""
+    if isinstance(value, Tensor):
+        return int(value.nbytes)
+    if isinstance(value, Mapping):
+        return sum(tensor_bytes(item) for item in value.values())
+    if is_dataclass(value) and not isinstance(value, type):
+        return sum(tensor_bytes(getattr(value, f.name)) for f in fields(value))
+    return 0
+
+
+def collating_bytes(collator: Collator, requests: Requests, rows: Array) -> tuple[RequestBatch, int]:
+    """Return a batch, and the bytes that making it took beyond the batch itself."""
+    was_tracing = tracemalloc.is_tracing()
+    if not was_tracing:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    try:
+        batch = collator.batch(requests, rows)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not was_tracing:
+            tracemalloc.stop()
+    return batch, max(peak - tensor_bytes(batch), 0)
+
+
+def batches_ahead(load: Load, event_bytes: float, candidate_bytes: float, at_once: int) -> int:
+    """Return the bytes of the heaviest `at_once` batches in a row."""
+    each = load.events * event_bytes + load.candidates * candidate_bytes
+    window = min(at_once, len(each))
+    if not window:
+        return 0
+    sums = np.concatenate(([0.0], np.cumsum(each)))
+    return int((sums[window:] - sums[:-window]).max())
+
+
+# -- what a ranker needs ----------------------------------------------------------------------------------------------
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensor storages made while it is active and still alive; remembers the most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.most: int = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return out
+
+    def _count(self, tensor: Tensor) -> None:
+        if tensor.is_sparse:
+            self._count(tensor._indices())
+            self._count(tensor._values())
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known[key] = size
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._known.pop(key, 0)
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Leave storages out that were there before."""
+        for tensor in tensors:
+            self._known.setdefault(tensor.untyped_storage()._cdata, 0)
+
+
+@contextlib.contextmanager
+def thrown_away(ranker: nn.Module) -> Generator[None]:
+    """Undo what a trial step leaves behind: gradients, running statistics, random state."""
+    buffers = {name: value.clone() for name, value in ranker.named_buffers()}
+    was_training = ranker.training
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for p in ranker.parameters():
+            p.grad = None
+        with torch.no_grad():
+            for name, value in ranker.named_buffers():
+                value.copy_(buffers[name])
+        ranker.train(was_training)
+
+
+def training_bytes(ranker: nn.Module, batch: RequestBatch, objective: Objective, config: TrainingConfig) -> int:
+    """Return the most bytes that one step's forward and backward hold beyond weights and batch."""
+    with thrown_away(ranker), LiveBytes() as live:
+        live.ignore([*ranker.parameters(), *ranker.buffers()])
+        ranker.train()
+        loss = loss_of(objective, forward(ranker, batch), batch, weighting=config.weighting, listwise=config.listwise)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        del loss
+    return live.most
+
+
+def scoring_bytes(ranker: Any, batch: RequestBatch) -> int:
+    """Return the most bytes that scoring a batch without gradients holds."""
+    with torch.no_grad(), LiveBytes() as live:
+        if isinstance(ranker, nn.Module):
+            live.ignore([*ranker.parameters(), *ranker.buffers()])
+            was_training = ranker.training
+            ranker.eval()
+        output = ranker.score(ranker.encode(batch.histories), batch.candidates, batch.context)
+        if isinstance(ranker, nn.Module):
+            ranker.train(was_training)
+        del output
+    return live.most
+
+
+def optimiser_bytes(ranker: nn.Module, config: TrainingConfig) -> int:
+    """Return the bytes of optimiser state that training will hold, before any of it is made."""
+    dense = sum(2 * p.nbytes for p in dense_parameters(ranker).values())
+    tables = 0
+    for p in table_parameters(ranker).values():
+        per_row = p.shape[0] * p.element_size()
+        tables += p.shape[0] * 4  # touches
+        tables += {"adam": 2 * p.nbytes, "rowwise_adam": p.nbytes + per_row, "rowwise_adagrad": per_row}[
+            config.table_optimiser
+        ]
+    return dense + tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batches:
+    """What the batches of a loader need."""
+
+    load: Load
+    ahead: int
+    sample: RequestBatch  # a heavy batch, collated
+    index: int
+
+
+def _weigh(loader: RequestLoader, epochs: Iterable[int], recent: int | None) -> _Batches | None:
+    load = load_of(loader, epochs, recent)
+    if not load.rows:
+        return None
+    index = int(np.argmax(load.events + load.candidates))
+    batch, extra = collating_bytes(loader.collator, loader.requests, load.rows[index])
+    events, candidates = max(int(load.events[index]), 1), max(int(load.candidates[index]), 1)
+    of_events = tensor_bytes(batch.histories)
+    of_candidates = tensor_bytes(batch) - of_events
+    ahead = batches_ahead(load, of_events / events, of_candidates / candidates, loader.prefetch + 2)
+    return _Batches(load=load, ahead=ahead + extra, sample=batch, index=index)
+
+
+def plan_memory(
+    ranker: Any,
+    config: RunConfig,
+    *,
+    data: PreparedData,
+    train_loader: RequestLoader,
+    valid_loader: RequestLoader,
+    objective: Objective | None,
+    process: int,
+    device: torch.device,
+    restoring: int = 0,
+) -> MemoryPlan:
+    """Plan the memory of a run.
+
+    Args:
+        ranker:       built, on its device; left as it was.
+        objective:    of a neural ranker; None for fitted and rule ones.
+        process:      `resident_bytes()` before the ranker was built.
+        restoring:    bytes of the saved state that a resume will read.
+    """
+    release_freed()
+    highest = peak_bytes()
+    recent = config.view.recent
+    available = available_bytes()
+    parts = [(valid_loader.requests, valid_loader.rows)]
+    is_rule = objective is None and not hasattr(ranker, "fit")
+    if not is_rule:
+        parts.append((train_loader.requests, train_loader.rows))
+    pages = pages_to_read(data, parts)
+    valid = _weigh(valid_loader, (0,), recent)
+    epochs = range(config.budget.epochs) if objective is not None else (0,)
+    train = None if is_rule else _weigh(train_loader, epochs, recent)
+    plan = MemoryPlan(
+        process=process,
+        data_pages=pages,
+        batches=max(valid.ahead if valid else 0, train.ahead if train else 0),
+        highest_so_far=highest,
+        restoring=restoring,
+        available=available,
+    )
+    scored = int(valid.load.candidates.sum()) * PREDICTION_BYTES if valid else 0
+    if objective is None:
+        fit_bytes = getattr(ranker, "fit_bytes", None)
+        if fit_bytes is not None and train is not None and valid is not None:
+            rows = int(train.load.candidates.sum()), int(valid.load.candidates.sum())
+            plan = replace(plan, fitting=int(fit_bytes(*rows)))
+        return _advised(replace(plan, evaluation=scored, heaviest=train.load.at(train.index) if train else {}), config)
+    assert train is not None, "a neural run has training batches"
+    tables = sum(p.nbytes for p in table_parameters(ranker).values())
+    dense = sum(p.nbytes for p in ranker.parameters()) + sum(b.nbytes for b in ranker.buffers()) - tables
+    gradients = sum(p.nbytes for p in dense_parameters(ranker).values())
+    plan = replace(
+        plan, tables=tables, dense=dense, gradients=gradients, optimiser=optimiser_bytes(ranker, config.training)
+    )
+    plan = _with_activations(plan, ranker, train, train_loader, objective, config, device)
+    if plan.tried and valid is not None:
+        heaviest = int(np.argmax(valid.load.pairs + valid.load.events))
+        batch = valid_loader.collator.batch(valid_loader.requests, valid.load.rows[heaviest])
+        scored += int(ALLOCATOR_SLACK * scoring_bytes(ranker, batch.to(device)))
+    return _advised(replace(plan, evaluation=scored), config)
+
+
+def _with_activations(
+    plan: MemoryPlan,
+    ranker: nn.Module,
+    train: _Batches,
+    loader: RequestLoader,
+    objective: Objective,
+    config: RunConfig,
+    device: torch.device,
+) -> MemoryPlan:
+    """Run the heaviest batches; scale up from a light one when they would not fit."""
+    load = train.load
+    by_pairs = int(np.argmax(load.pairs))
+    light_rows = load.rows[by_pairs][:LIGHT_REQUESTS]
+    light = loader.collator.batch(loader.requests, light_rows).to(device)
+    lengths = light.histories.lengths * light.candidates.lengths
+    light_pairs = max(int(lengths.sum()), 1)
+    light_bytes = training_bytes(ranker, light, objective, config.training)
+    whole = int(light_bytes * max(load.pairs[by_pairs] / light_pairs, len(load.rows[by_pairs]) / len(light_rows)))
+    if plan.available and plan.process + whole > 0.9 * (plan.process + plan.available):
+        return replace(plan, activations=whole, heaviest=load.at(by_pairs), tried=False)
+    most, at = 0, by_pairs
+    for index in load.heaviest():
+        batch = loader.collator.batch(loader.requests, load.rows[index]).to(device)
+        used = training_bytes(ranker, batch, objective, config.training)
+        if used > most:
+            most, at = used, index
+    held = max(int(ALLOCATOR_SLACK * most) - plan.gradients, 0)
+    return replace(plan, activations=held, heaviest=load.at(at))
+
+
+def _advised(plan: MemoryPlan, config: RunConfig) -> MemoryPlan:
+    """Say what to lower when the plan does not fit."""
+    room = plan.available + plan.process
+    if not plan.available or plan.peak <= room:
+        return plan
+    each = config.training.batch_requests
+    fits = max(1, int(each * (room - (plan.peak - plan.activations)) / max(plan.activations, 1)))
+    lower = f"training.batch_requests={min(fits, each - 1)}" if each > 1 and plan.activations else "view.recent=1000"
+    return replace(
+        plan,
+        advice=(
+            f"the plan needs {plan.peak / 2**20:,.0f} MB but only {room / 2**20:,.0f} MB are there; try {lower}, "
+            "a shorter view.recent, or a model of bounded state such as sdim"
+        ),
+    )
+
+
+__all__ = [
+    "LiveBytes",
+    "Load",
+    "MemoryPlan",
+    "available_bytes",
+    "load_of",
+    "optimiser_bytes",
+    "peak_bytes",
+    "plan_memory",
+    "release_freed",
+    "resident_bytes",
+    "scoring_bytes",
+    "tensor_bytes",
+    "training_bytes",
+]

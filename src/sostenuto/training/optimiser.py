@@ -1,0 +1,155 @@
+"""One optimiser for a ranker: touched rows for its tables, fused AdamW for everything else, one clip over both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sostenuto.layers.embedding import Table
+from sostenuto.training.config import TrainingConfig
+from sostenuto.training.touched_rows import TouchedRowOptimiser
+
+LAST_SHARE = 0.1  # of the learning rate, where a falling schedule ends
+
+
+def table_parameters(ranker: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable weights of all tables by name; a shared table comes once."""
+    found = {
+        f"{name}.weight": module.weight
+        for name, module in ranker.named_modules()
+        if isinstance(module, Table) and module.weight.requires_grad
+    }
+    seen: set[int] = set()
+    return {name: p for name, p in found.items() if not (id(p) in seen or seen.add(id(p)))}  # type: ignore[func-returns-value]
+
+
+def dense_parameters(ranker: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every other trainable parameter by name."""
+    tables = {id(p) for p in table_parameters(ranker).values()}
+    return {name: p for name, p in ranker.named_parameters() if p.requires_grad and id(p) not in tables}
+
+
+def learning_rate_share(step: int, total_steps: int, config: TrainingConfig) -> float:
+    """Return what the learning rates are multiplied by at a step (0 is the first).
+
+    A linear rise over `warmup_steps`, then constant, or a fall that reaches LAST_SHARE at the last step.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    if config.schedule == "constant":
+        return 1.0
+    done = (step - config.warmup_steps) / max(total_steps - 1 - config.warmup_steps, 1)
+    done = min(max(done, 0.0), 1.0)
+    left = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return LAST_SHARE + (1.0 - LAST_SHARE) * left
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimiser step did."""
+
+    grad_norm: float  # of all gradients together, before clipping
+    touched_rows: int
+
+
+class RankerOptimiser:
+    """Steps a neural ranker. Decay of dense weights is for matrices only: biases, scales and slopes are left alone."""
+
+    def __init__(self, ranker: nn.Module, config: TrainingConfig) -> None:
+        self.config = config
+        self.dense = dense_parameters(ranker)
+        self.tables = TouchedRowOptimiser(
+            table_parameters(ranker),
+            kind=config.table_optimiser,
+            betas=config.adam_betas,
+            decay=config.table_decay,
+            decay_by=config.table_decay_by,
+        )
+        matrices = [p for p in self.dense.values() if p.dim() >= 2]
+        others = [p for p in self.dense.values() if p.dim() < 2]
+        groups = [
+            {"params": params, "weight_decay": decay}
+            for params, decay in ((matrices, config.weight_decay), (others, 0.0))
+            if params
+        ]
+        self.adamw = (
+            torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.adam_betas, fused=True) if groups else None
+        )
+
+    def step(self, share: float) -> StepReport:
+        """Clip, then update dense weights and touched rows; gradients are gone afterwards.
+
+        Args:
+            share: multiplies both learning rates.
+        """
+        self.tables.coalesce()
+        norm = self._clip()
+        if not math.isfinite(norm):
+            return StepReport(grad_norm=norm, touched_rows=0)  # nothing is updated; the caller stops the run
+        if self.adamw is not None:
+            for group in self.adamw.param_groups:
+                group["lr"] = self.config.learning_rate * share
+            self.adamw.step()
+        touched = self.tables.step(self.config.table_learning_rate * share)
+        self.zero_grad()
+        return StepReport(grad_norm=norm, touched_rows=touched)
+
+    def _clip(self) -> float:
+        """Return the norm of all gradients; scale them down to `max_grad_norm` when it is larger."""
+        gradients = [p.grad for p in self.dense.values() if p.grad is not None]
+        gradients += [gradient for _, _, gradient in self.tables.gradients()]
+        if not gradients:
+            return 0.0
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+        norm = float(torch.linalg.vector_norm(norms.double()))
+        if norm > self.config.max_grad_norm and math.isfinite(norm):
+            torch._foreach_mul_(gradients, self.config.max_grad_norm / norm)
+        return norm
+
+    def non_finite(self) -> list[str]:
+        """Return the names of parameters whose gradient holds NaN or infinity."""
+        dense = [(name, p.grad) for name, p in self.dense.items() if p.grad is not None]
+        rows = [(name, gradient) for name, _, gradient in self.tables.gradients()]
+        return [name for name, gradient in dense + rows if not bool(gradient.isfinite().all())]
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for p in self.dense.values():
+            p.grad = None
+        self.tables.zero_grad()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the whole state as named live tensors, for a checkpoint."""
+        named = {f"table.{name}": value for name, value in self.tables.tensors().items()}
+        if self.adamw is not None:
+            names = {id(p): name for name, p in self.dense.items()}
+            for p, state in self.adamw.state.items():
+                named |= {f"dense.{names[id(p)]}.{part}": value for part, value in state.items()}
+        return named
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the state over from what `tensors` gave."""
+        prefix = "table."
+        self.tables.load_tensors({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        if self.adamw is None:
+            return
+        for name, p in self.dense.items():
+            parts = {part: tensors.get(f"dense.{name}.{part}") for part in ("step", "exp_avg", "exp_avg_sq")}
+            if all(value is not None for value in parts.values()):  # absent: it never had a gradient
+                self.adamw.state[p] = {
+                    part: value.to(p.device).clone() for part, value in parts.items() if value is not None
+                }
+
+
+__all__ = [
+    "LAST_SHARE",
+    "RankerOptimiser",
+    "StepReport",
+    "dense_parameters",
+    "learning_rate_share",
+    "table_parameters",
+]
