@@ -5,7 +5,6 @@ A model is loaded when asked for, so listing the table imports no torch.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 from dataclasses import dataclass
@@ -143,6 +142,20 @@ _add(
         config="sostenuto.models.din:DINConfig",
     )
 )
+_add(
+    ModelEntry(
+        name="sdim",
+        title="Sampling-based Deep Interest Modelling",
+        paper="Cao et al., CIKM 2022, arXiv:2205.10249",
+        kind="neural",
+        objective="bce",
+        state="bounded",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.sdim:SDIM",
+        config="sostenuto.models.sdim:SDIMConfig",
+    )
+)
 
 
 def entry_of(name: str) -> ModelEntry:
@@ -187,8 +200,6 @@ def build(name: str, config: Any, features: FeatureSpec, *, seed: int = 0) -> Ra
     entry = entry_of(name)
     cls = load_class(entry)
     if entry.kind != "neural":
-        if hasattr(config, "seed"):  # what is fitted as a whole draws from its own seed
-            config = dataclasses.replace(config, seed=seed)
         return cls(config, features)  # type: ignore[no-any-return]
     import torch
 
