@@ -123,7 +123,8 @@ class ItemEmbedding(nn.Module):
         levels = features.categories if category_dim else ()
         self.levels = nn.ModuleList(Table(level.size, category_dim, std=std) for level in levels)
         self.fields = FieldEncoder(features.item_fields if field_dim else (), field_dim, std=std)
-        self.out_dim = item_dim + category_dim * len(self.levels) + self.fields.out_dim
+        self.identity_dim = item_dim + category_dim * len(self.levels)  # leading columns: own row and category path
+        self.out_dim = self.identity_dim + self.fields.out_dim
         if self.out_dim == 0:
             raise ValueError(
                 "an item vector must have at least one column: item_dim is 0 and the data have no category or item "

@@ -86,37 +86,34 @@ class HistoryEncoder(nn.Module):
         self.has_value = features.has_value
         self.action = Table(features.num_actions, field_dim, std=std) if features.num_actions > 2 else None
         self.fields = FieldEncoder(features.behaviour_fields, field_dim, std=std)
-        side_dim = self.fields.out_dim + (field_dim if self.action is not None else 0) + 2 * self.has_value
-        self.from_side = xavier_linear(side_dim, hidden, bias=False) if side_dim else None
+        self.side_dim = self.fields.out_dim + (field_dim if self.action is not None else 0) + 2 * self.has_value
+        self.from_side = xavier_linear(self.side_dim, hidden, bias=False) if self.side_dim else None
         self.from_request = xavier_linear(NUM_GAP_FEATURES + 1, hidden, bias=False)
         self.hidden = hidden
 
     def forward(self, histories: History) -> EncodedHistory:
         """Encode a batch of histories."""
+        key = self.items(histories.item, histories.category, histories.fields)
+        side = key.new_zeros(key.shape[0], self.hidden)
+        if self.from_side is not None:
+            side = self.from_side(self.side_features(histories))
         return EncodedHistory(
-            offsets=histories.offsets,
-            key=self.items(histories.item, histories.category, histories.fields),
-            side=self._side(histories),
-            time_ms=histories.time_ms,
-            place=histories.place,
+            offsets=histories.offsets, key=key, side=side, time_ms=histories.time_ms, place=histories.place
         )
 
-    def _side(self, histories: History) -> Tensor:
-        num = histories.item.shape[0]
-        if self.from_side is None:
-            return torch.zeros(num, self.hidden, device=histories.item.device)
+    def side_features(self, histories: History) -> Tensor:
+        """Return (N, side_dim): action, value and event fields of every behaviour."""
         parts = []
         if self.action is not None:
             parts.append(self.action(histories.action))
         if self.has_value:
             missing = histories.value.isnan()
-            amount = torch.log1p(histories.value.clamp(min=0))
+            amount = torch.log1p(torch.nan_to_num(histories.value, nan=0.0).clamp(min=0))
             scale = self.value_std if self.value_std > 0 else 1.0
             parts += [torch.where(missing, 0.0, (amount - self.value_mean) / scale)[:, None], missing.float()[:, None]]
         if self.fields.out_dim:
-            parts.append(self.fields(histories.fields, num))
-        side: Tensor = self.from_side(torch.cat(parts, 1))
-        return side
+            parts.append(self.fields(histories.fields, histories.item.shape[0]))
+        return torch.cat(parts, 1)
 
     def request_features(self, state: EncodedHistory, context: Context) -> Tensor:
         """Return (N, NUM_GAP_FEATURES + 1): gap to the request, rhythms, same (known) place."""

@@ -18,4 +18,11 @@ def xavier_linear(in_dim: int, out_dim: int, *, bias: bool = True) -> nn.Linear:
     return layer
 
 
-__all__ = ["xavier_linear"]
+def zero_linear(in_dim: int, out_dim: int) -> nn.Linear:
+    """Make a linear layer without bias that starts by saying nothing."""
+    layer = nn.Linear(in_dim, out_dim, bias=False)
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+__all__ = ["xavier_linear", "zero_linear"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sostenuto.layers.embedding import ItemEmbedding
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
-from sostenuto.layers.initialise import xavier_linear
+from sostenuto.layers.initialise import zero_linear
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
 from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
@@ -92,7 +92,8 @@ class DIN(nn.Module):
             activation=config.tower_activation,
             dropout=config.dropout,
         )
-        self.wide = xavier_linear(self.requests.num_numbers, 1, bias=False) if config.wide else None
+        numbers = self.requests.num_numbers
+        self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
 
     def encode(self, histories: History) -> EncodedHistory:
         """Embed the behaviours; nothing here knows the candidate or the request."""

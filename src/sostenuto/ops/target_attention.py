@@ -175,8 +175,8 @@ class _Attend(torch.autograd.Function):
             d_hidden = d_hidden.view(count, units)
             d_w_out += (stacked * d_stacked).view(count, units, dim).sum((0, 2)) + (hidden[0] * d_hidden).sum(0)
             d_w_key += cube.sum(0) * w_out[:, None]
-            d_w_product += torch.einsum("chd,cd->hd", cube, query[c0:c1]) * w_out[:, None]
-            d_query[c0:c1] = torch.einsum("chd,hd->cd", cube, w_product * w_out[:, None])
+            d_w_product += (cube * query[c0:c1, None, :]).sum(0) * w_out[:, None]
+            d_query[c0:c1] = (cube * (w_product * w_out[:, None])).sum(1)
             d_query_hidden[c0:c1] = d_hidden * w_out
             if key_hidden is not None and d_key_hidden is not None and d_extra is not None:
                 d_w_out += (key_hidden[j0:j1] * d_extra).sum(0)

@@ -1,0 +1,113 @@
+"""A user's whole history as sums by hash bucket: bounded size, exact update, no candidate needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sostenuto.ops.bucket_sum import bucket_mean, bucket_sum, direction
+from sostenuto.ops.jagged import offsets_to_lengths, row_index
+from sostenuto.ops.simhash import bucket_ids, random_hyperplanes
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Buckets:
+    """Bucket sums of B users; a value, never changed in place. Its size does not depend on the history's length."""
+
+    sums: Tensor  # (B, G, K, 1 + S, V) float64: plain, then one per half-life, decayed to `reference_ms`
+    counts: Tensor  # (B, G, K) float64 behaviours in each bucket
+    reference_ms: Tensor  # (B,) int64 time of the newest behaviour; 0 for an empty history
+    lengths: Tensor  # (B,) int64 behaviours in all
+
+
+class HashBuckets(nn.Module):
+    """The long branch of SDIM (arXiv:2205.10249, section 3) with decayed bucket sets beside the plain one.
+
+    u_g = sum of the behaviours that share the candidate's bucket of signature g; the result is the mean over g of
+    u_g / |u_g|. A decayed set weighs each behaviour with 2 ** (-age / half-life). Ages count from the user's newest
+    behaviour: counting from the request would multiply a whole set by one factor, which the division by |u_g|
+    cancels. So a set needs no request time, and a later event is an exact rescale and add. The sets are ours.
+
+    Args:
+        dim: width of the vectors that are hashed.
+        parts: widths of the parts of a value that are brought to length 1 separately.
+        num_hashes: m, hyperplanes in all.
+        hash_bits: tau, bits per signature; G = m / tau signatures.
+        half_life_days: of the decayed sets.
+        normalise: divide by |u_g|; without it the result is the mean of the sums.
+    """
+
+    planes: Tensor
+    rates: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        parts: Sequence[int],
+        *,
+        num_hashes: int,
+        hash_bits: int,
+        half_life_days: Sequence[float] = (),
+        normalise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.parts = list(parts)
+        self.normalise = normalise
+        self.buckets = 2**hash_bits
+        self.num_sets = 1 + len(half_life_days)
+        self.register_buffer("planes", random_hyperplanes(dim, num_hashes // hash_bits, hash_bits))
+        rates = [0.0, *(math.log(2.0) / (days * DAY_MS) for days in half_life_days)]
+        self.register_buffer("rates", torch.tensor(rates, dtype=torch.float64), persistent=False)
+
+    def encode(self, vectors: Tensor, values: Tensor, offsets: Tensor, time_ms: Tensor) -> Buckets:
+        """Hash (N, dim) vectors and sum (N, V) values by bucket."""
+        lengths = offsets_to_lengths(offsets)
+        reference = torch.zeros_like(lengths)
+        real = lengths > 0
+        reference[real] = time_ms[offsets[1:][real] - 1]
+        age = reference[row_index(offsets)] - time_ms
+        weights = torch.exp(-age.double()[:, None] * self.rates)
+        weighted = weights[:, :, None] * values.double()[:, None, :]
+        columns = torch.cat([weighted.flatten(1), torch.ones_like(weights[:, :1])], 1)
+        table = bucket_sum(columns, bucket_ids(vectors, self.planes), offsets, self.buckets)
+        sums = table[..., :-1].reshape(*table.shape[:3], self.num_sets, values.shape[1])
+        return Buckets(sums=sums, counts=table[..., -1].detach(), reference_ms=reference, lengths=lengths)
+
+    def append(self, state: Buckets, later: Buckets) -> Buckets:
+        """Add the buckets of later events; equal to encoding everything anew."""
+        reference = torch.maximum(state.reference_ms, later.reference_ms)
+        fade = torch.exp(-(reference - state.reference_ms).double()[:, None] * self.rates)
+        return Buckets(
+            sums=state.sums * fade[:, None, None, :, None] + later.sums,
+            counts=state.counts + later.counts,
+            reference_ms=reference,
+            lengths=state.lengths + later.lengths,
+        )
+
+    def lookup(self, state: Buckets, vectors: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the interest of each candidate.
+
+        Args:
+            state: the buckets.
+            vectors: (Nc, dim); no gradient flows back to them.
+            row: (Nc,) int64 row of each candidate.
+
+        Returns:
+            interest (Nc, 1 + S, V) float32, and count (Nc, 1): the mean number of behaviours in its buckets.
+        """
+        ids = bucket_ids(vectors, self.planes)
+        sums = state.sums
+        if self.normalise:
+            sums = torch.cat([direction(part) for part in torch.split(sums, self.parts, -1)], -1)
+        found = bucket_mean(sums.flatten(3).float(), ids, row)
+        count = bucket_mean(state.counts[..., None].float(), ids, row)
+        return found.view(ids.shape[0], self.num_sets, sums.shape[-1]), count
+
+
+__all__ = ["Buckets", "HashBuckets"]

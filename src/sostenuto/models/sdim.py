@@ -1,0 +1,185 @@
+"""SDIM: sampling is all you need on modelling long-term user behaviours (Cao et al., CIKM 2022, arXiv:2205.10249).
+
+Behaviours and candidate are hashed by random hyperplanes; the interest is the sum of the behaviours in the
+candidate's bucket, averaged over signatures. Behaviours are hashed without knowing the candidate, so a user's whole
+history becomes a table of fixed size. Differs from the paper: docs/models/sdim.md lists every choice of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sostenuto.layers.embedding import DEFAULT_STD, ItemEmbedding
+from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
+from sostenuto.layers.hash_buckets import Buckets, HashBuckets
+from sostenuto.layers.initialise import xavier_linear, zero_linear
+from sostenuto.layers.request_features import RequestFeatures
+from sostenuto.layers.target_attention import TargetAttention
+from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
+from sostenuto.ops.bucket_sum import direction
+from sostenuto.ops.target_attention import NORMALISERS, Normalise
+from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
+from sostenuto.schema.errors import SpecError
+from sostenuto.schema.features import FeatureSpec
+from sostenuto.schema.histories import Candidates, Context, History, RankerOutput
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SDIMConfig:
+    """Sizes and switches of SDIM."""
+
+    item_dim: int = 32  # width of an item's own row; 0 leaves identity out
+    category_dim: int = 8  # width per category level
+    field_dim: int = 8  # width per categorical field
+    num_hashes: int = 48  # m, hyperplanes in all
+    hash_bits: int = 3  # tau, bits per signature; m / tau signatures
+    half_life_days: tuple[float, ...] = (7.0, 28.0, 112.0)  # of the decayed bucket sets; () = the paper's one set
+    normalise_buckets: bool = True  # divide each bucket sum by its length (paper)
+    collision_count: bool = False  # also tell the tower log1p of the mean bucket size. Ours
+    side_dim: int = 8  # width of action, value and event fields inside bucket values; 0 leaves them out. Ours
+    short_recent: int = 50  # newest behaviours under target attention, whole moments
+    attention_units: tuple[int, ...] = (64,)  # of the short branch
+    attention_activation: Literal["relu", "prelu"] = "prelu"
+    normalise: Normalise = "sqrt_length"  # of the short branch's weighted sum
+    tower_units: tuple[int, ...] = (128, 64)
+    tower_activation: Activation = "dice"
+    dropout: float = 0.0  # after each tower layer
+    embedding_dropout: float = 0.0  # on item vectors and interests that enter the tower
+    id_dropout: float = 0.0  # chance that an item's own row is replaced by the unknown row. Ours
+    wide: bool = True  # linear path from match features and candidate numbers to the logit. Ours
+    table_std: float = 0.05  # initial item and category rows: dividing by |u| multiplies gradients by about 1 / std
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.hash_bits <= 16:
+            raise SpecError(f"SDIMConfig.hash_bits must be in 1..16, got {self.hash_bits}")
+        if self.num_hashes < self.hash_bits or self.num_hashes % self.hash_bits:
+            raise SpecError(
+                f"SDIMConfig.num_hashes must be a multiple of hash_bits, got {self.num_hashes} and {self.hash_bits}; "
+                f"set it to {max(1, self.num_hashes // self.hash_bits) * self.hash_bits}"
+            )
+        if any(days <= 0 for days in self.half_life_days):
+            raise SpecError(f"SDIMConfig.half_life_days must be positive, got {self.half_life_days}")
+        if self.short_recent < 1:
+            raise SpecError(f"SDIMConfig.short_recent must be at least 1, got {self.short_recent}")
+        if not self.attention_units or min(self.attention_units) < 1:
+            raise SpecError(f"SDIMConfig.attention_units must be one or more widths, got {self.attention_units}")
+        if self.normalise not in NORMALISERS:
+            raise SpecError(f"SDIMConfig.normalise must be one of {', '.join(NORMALISERS)}, got {self.normalise!r}")
+        if self.tower_activation not in ACTIVATIONS:
+            raise SpecError(
+                f"SDIMConfig.tower_activation must be one of {', '.join(ACTIVATIONS)}, got {self.tower_activation!r}"
+            )
+        for name in ("dropout", "embedding_dropout", "id_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise SpecError(f"SDIMConfig.{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SDIMState:
+    """The newest behaviours as they are, and all of them as bucket sums."""
+
+    recent: EncodedHistory
+    long: Buckets
+
+
+class SDIM(nn.Module):
+    """Hash buckets over the whole history, target attention over the newest behaviours, and a tower."""
+
+    def __init__(self, config: SDIMConfig, features: FeatureSpec) -> None:
+        super().__init__()
+        self.config = config
+        items = ItemEmbedding(
+            features,
+            item_dim=config.item_dim,
+            category_dim=config.category_dim,
+            field_dim=config.field_dim,
+            std=config.table_std,
+            id_dropout=config.id_dropout,
+        )
+        if not items.identity_dim:
+            raise SpecError("SDIM hashes item and category rows, but item_dim is 0 and the data have no category")
+        dim, hidden = items.out_dim, config.attention_units[0]
+        self.histories = HistoryEncoder(features, items, hidden=hidden, field_dim=config.field_dim)
+        side_dim = config.side_dim if self.histories.side_dim else 0
+        self.long_side = xavier_linear(self.histories.side_dim, side_dim, bias=False) if side_dim else None
+        self.long = HashBuckets(
+            items.identity_dim,
+            [dim, side_dim] if side_dim else [dim],
+            num_hashes=config.num_hashes,
+            hash_bits=config.hash_bits,
+            half_life_days=config.half_life_days,
+            normalise=config.normalise_buckets,
+        )
+        self.short = TargetAttention(
+            dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
+        )
+        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=DEFAULT_STD)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        num_sets = self.long.num_sets
+        self.tower = Tower(
+            2 * dim  # target, and its product with the short interest
+            + (dim + 1 + NUM_GAP_FEATURES + 1)  # short interest
+            + num_sets * (dim + side_dim + 1)  # long interests and how well the target agrees with each
+            + config.collision_count
+            + self.requests.out_dim,
+            config.tower_units,
+            activation=config.tower_activation,
+            dropout=config.dropout,
+        )
+        numbers = self.requests.num_numbers
+        self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
+
+    def encode(self, histories: History) -> SDIMState:
+        """Embed and hash the behaviours, and sum them by bucket (the paper's behaviour sequence encoding)."""
+        encoded = self.histories(histories)
+        values = encoded.key
+        if self.long_side is not None:
+            values = torch.cat([values, self.long_side(self.histories.side_features(histories))], 1)
+        return SDIMState(
+            recent=encoded.newest(self.config.short_recent),
+            long=self.long.encode(self._hashed(encoded.key), values, encoded.offsets, encoded.time_ms),
+        )
+
+    def append(self, state: SDIMState, events: History) -> SDIMState:
+        """Fold later events in; equal to encoding everything anew."""
+        later = self.encode(events)
+        return SDIMState(
+            recent=state.recent.joined(later.recent).newest(self.config.short_recent),
+            long=self.long.append(state.long, later.long),
+        )
+
+    def score(self, state: SDIMState, candidates: Candidates, context: Context) -> RankerOutput:
+        """Look the candidates' buckets up, weigh the newest behaviours, and read the tower."""
+        target = self.histories.items(candidates.item, candidates.category, candidates.fields)
+        recent, dim = state.recent, target.shape[1]
+        at_request = self.histories.request_features(recent, context)
+        side = recent.side + self.histories.from_request(at_request)
+        ones = torch.ones(recent.key.shape[0], 1, device=target.device)
+        value = torch.cat([recent.key, ones, at_request], 1)
+        short = self.short(target, candidates.offsets, recent.key, recent.offsets, value, side)
+        long, count = self.long.lookup(state.long, self._hashed(target), candidates.row)
+        agreement = (long[:, :, :dim] * direction(target)[:, None, :]).sum(2)
+        pooled = self.embedding_dropout(torch.cat([target, target * short[:, :dim], long.flatten(1)], 1))
+        parts = [pooled, agreement, short]
+        if self.config.collision_count:
+            parts.append(torch.log1p(count))
+        numbers = self.requests(candidates, context)
+        logits: Tensor = self.tower(torch.cat([*parts, numbers], 1)).squeeze(1)
+        if self.wide is not None:
+            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
+        return RankerOutput(logits=logits)
+
+    def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:
+        """Score candidates against histories."""
+        return self.score(self.encode(histories), candidates, context)
+
+    def _hashed(self, vectors: Tensor) -> Tensor:
+        """Return the item and category rows: what behaviours and candidates are compared by."""
+        return vectors[:, : self.histories.items.identity_dim]
+
+
+__all__ = ["SDIM", "SDIMConfig", "SDIMState"]

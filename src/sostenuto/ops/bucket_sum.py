@@ -1,0 +1,100 @@
+"""Sums of behaviours by hash bucket, and what a candidate finds in its buckets.
+
+Letters: B rows, N behaviours (flat), Nc candidates, G signatures, K = 2 ** tau buckets each, V width of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Behaviours handled at once: bounds the (rows, G K) indicator matrix.
+ROW_BLOCK = 4096
+
+
+def _indicators(ids: Tensor, offsets: list[int], buckets: int, like: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+    """Yield (row, behaviours, (rows, G K) matrix with a 1 in each behaviour's bucket of every signature)."""
+    groups = ids.shape[1]
+    columns = ids + torch.arange(groups, device=ids.device) * buckets
+    for b in range(len(offsets) - 1):
+        for start in range(offsets[b], offsets[b + 1], ROW_BLOCK):
+            part = slice(start, min(start + ROW_BLOCK, offsets[b + 1]))
+            matrix = like.new_zeros(part.stop - part.start, groups * buckets)
+            yield b, part, matrix.scatter_(1, columns[part], 1.0)
+
+
+class _BucketSum(torch.autograd.Function):
+    """Sum by a product with the indicator matrix: faster than scattered additions, and it is rebuilt, not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, ids: Tensor, offsets: list[int], buckets: int) -> Tensor:
+        table = values.new_zeros(len(offsets) - 1, ids.shape[1] * buckets, values.shape[1])
+        for b, part, matrix in _indicators(ids, offsets, buckets, values):
+            table[b].addmm_(matrix.T, values[part])
+        ctx.save_for_backward(ids)
+        ctx.offsets, ctx.buckets = offsets, buckets
+        return table.view(-1, ids.shape[1], buckets, values.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_table: Tensor) -> tuple[Tensor | None, ...]:
+        (ids,) = ctx.saved_tensors
+        flat = d_table.flatten(1, 2)
+        d_values = d_table.new_zeros(ids.shape[0], d_table.shape[-1])
+        for b, part, matrix in _indicators(ids, ctx.offsets, ctx.buckets, d_table):
+            torch.mm(matrix, flat[b], out=d_values[part])
+        return d_values, None, None, None
+
+
+def bucket_sum(values: Tensor, ids: Tensor, offsets: Tensor, buckets: int) -> Tensor:
+    """Sum the values of every row by bucket, in float64: a bucket may hold thousands of terms.
+
+    Args:
+        values: (N, V) of any float type.
+        ids: (N, G) int64 bucket of each behaviour in every signature.
+        offsets: (B + 1,) row starts.
+        buckets: K.
+
+    Returns:
+        (B, G, K, V) float64; a bucket without behaviours is zero.
+    """
+    table: Tensor = _BucketSum.apply(values.double(), ids, offsets.tolist(), buckets)  # type: ignore[no-untyped-call]
+    return table
+
+
+def bucket_mean(table: Tensor, ids: Tensor, row: Tensor) -> Tensor:
+    """Average what a candidate finds in its bucket of every signature.
+
+    Args:
+        table: (B, G, K, V).
+        ids: (Nc, G) int64 bucket of each candidate.
+        row: (Nc,) int64 row of each candidate.
+
+    Returns:
+        (Nc, V).
+    """
+    rows, groups, buckets, width = table.shape
+    if not rows:
+        return table.new_zeros(0, width)
+    flat = (row[:, None] * groups + torch.arange(groups, device=ids.device)) * buckets + ids
+    return F.embedding_bag(flat, table.reshape(-1, width), mode="mean")
+
+
+def direction(vectors: Tensor) -> Tensor:
+    """Scale the last axis to length 1; a zero vector stays zero and gets no gradient.
+
+    There is no epsilon: decayed sums may be as small as 1e-200 and still have a direction.
+    """
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    real = largest > 0
+    scaled = vectors / torch.where(real, largest, 1.0)
+    length = scaled.square().sum(-1, keepdim=True).clamp(min=1.0).sqrt()
+    return torch.where(real, scaled / length, 0.0)
+
+
+__all__ = ["bucket_mean", "bucket_sum", "direction"]

@@ -1,0 +1,41 @@
+"""Random-hyperplane signatures: vectors of similar direction tend to fall into the same buckets (Charikar 2002).
+
+P[one bit equal] = 1 - angle / pi; a signature is tau bits, so two vectors share a bucket with probability
+(1 - angle / pi) ** tau. Letters: N vectors, D width, G signatures, tau bits each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def random_hyperplanes(dim: int, signatures: int, bits: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Draw (D, G, tau) float32 normals. Draw once and store them: they are part of the model."""
+    return torch.randn(dim, signatures, bits, generator=generator)
+
+
+def signature_bits(vectors: Tensor, planes: Tensor) -> Tensor:
+    """Say on which side of each hyperplane a vector lies.
+
+    The projection is done in float64 whatever the inputs: in float32 the order of summation depends on the shape of
+    the batch and could flip a bit of a vector near a plane, and training and serving would disagree.
+
+    Args:
+        vectors: (N, D); no gradient flows back.
+        planes: (D, G, tau).
+
+    Returns:
+        (N, G, tau) bool; exactly on the plane (a zero vector) counts as False.
+    """
+    flat = planes.double().flatten(1)
+    return (vectors.detach().double() @ flat > 0).view(vectors.shape[0], *planes.shape[1:])
+
+
+def bucket_ids(vectors: Tensor, planes: Tensor) -> Tensor:
+    """Return (N, G) int64 in [0, 2 ** tau): the tau bits of each signature, the first one lowest."""
+    bits = signature_bits(vectors, planes).long()
+    return (bits << torch.arange(planes.shape[2], device=planes.device)).sum(2)
+
+
+__all__ = ["bucket_ids", "random_hyperplanes", "signature_bits"]
