@@ -36,6 +36,7 @@ class Core:
     features: FeatureSpec
     vocabularies: Mapping[str, pl.Series]  # "item", "user", "place", "action", field names: raw ids (text) by index
     source_folder: Path | None = None  # where further tables of the source lie (promotions ...)
+    session: Array | None = None  # (N,) int32 number of the session within its user, where the log names sessions
     exposures: Path | None = None  # parquet of true impressions, format of the protocol `exposures`
 
 

@@ -1,0 +1,388 @@
+"""Negatives by popularity: drawn from what others did before the request, without replacement, never a positive.
+
+Drawing a past event uniformly and taking its item draws items by their popularity in that window exactly. The
+candidate universe of a request is the items of its window: positives outside of it could never be drawn as negatives,
+and "was never seen before" would give them away, so they are left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sostenuto.data.prepared import SPLITS, Array, Behaviours, Requests
+from sostenuto.data.protocols.core import Core, event_users, prefix_lengths
+from sostenuto.data.protocols.split_times import Settings, chosen_rows
+from sostenuto.schema.errors import SpecError, did_you_mean
+
+DAY_MS = 86_400_000
+BATCH_REQUESTS = 50_000  # requests drawn at once; the random stream restarts with each batch, so it is part of the seed
+MOST_ROUNDS = 100  # after so many draws the window is called too narrow for this request
+
+
+class SamplingSettings(Settings):
+    """What the sampling protocols have in common."""
+
+    moment: Literal["time", "session"] = "time"  # what is one request: events of one time, or of one session
+    popularity: Literal["recent", "training"] = "recent"
+    popularity_days: float = Field(default=28.0, gt=0)  # window of `recent`, ends strictly before the request
+    min_item_events: int = Field(default=1, ge=1)  # events in the window that put an item into the universe
+    positives_at_most: int = Field(default=10, ge=1)
+    negatives_per_positive: int = Field(default=5, ge=1)
+    positive_actions: tuple[str, ...] = ()  # only these count as positives; () = all
+    positive_min_value: float | None = None  # only events of at least this value count as positives
+    min_history: int = Field(default=0, ge=0)  # behaviours before the request
+    train_requests: int | None = Field(default=1_000_000, ge=1)  # at most so many, drawn by the seed
+    valid_requests: int | None = Field(default=100_000, ge=1)
+    test_requests: int | None = Field(default=100_000, ge=1)
+
+    @model_validator(mode="after")
+    def _window_is_used(self) -> SamplingSettings:
+        if self.popularity == "training" and "popularity_days" in self.model_fields_set:
+            raise ValueError("popularity_days belongs to popularity = 'recent'; leave it out")
+        return self
+
+    def most(self, split: int) -> int | None:
+        """Return how many requests of a split are kept at most."""
+        return (self.train_requests, self.valid_requests, self.test_requests)[split]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """Events by request moment: group g holds events rows[first[g]:first[g + 1]] of one user."""
+
+    rows: Array | None  # (N,) event rows; None = 0 .. N
+    first: Array  # (G + 1,) int64
+    user: Array  # (G,) int32
+    time_ms: Array  # (G,) int64, the earliest of the group
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def take(self, groups: Array) -> tuple[Array, Array]:
+        """Return the event rows of some groups and which of them (0 .. len(groups)) each belongs to."""
+        lengths = self.first[groups + 1] - self.first[groups]
+        owner = np.repeat(np.arange(len(groups)), lengths)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        places = self.first[groups][owner] + within
+        return (places if self.rows is None else self.rows[places]), owner
+
+
+def group_events(core: Core, moment: str) -> Groups:
+    """Group the events of every user by time or by session.
+
+    Raises:
+        SpecError: sessions are asked for and the log names none.
+    """
+    users = event_users(core.behaviours)
+    times = np.asarray(core.behaviours.time_ms)
+    if moment == "session":
+        if core.session is None:
+            raise SpecError("moment = 'session' needs `session` in [events], there is none; name it or use 'time'")
+        key = np.asarray(core.session)
+        rows = np.lexsort((key, users))  # stable: rows of a session stay in order of time
+        users, key, times = users[rows], key[rows], times[rows]
+    else:
+        rows, key = None, times
+    starts = np.ones(len(users), bool)
+    starts[1:] = (users[1:] != users[:-1]) | (key[1:] != key[:-1])
+    first = np.flatnonzero(starts)
+    return Groups(
+        rows=rows,
+        first=np.append(first, len(users)).astype(np.int64),
+        user=users[first],
+        time_ms=times[first],
+    )
+
+
+def positive_events(core: Core, settings: SamplingSettings) -> Array:
+    """Return (N,) bool: which events can be a positive.
+
+    Raises:
+        SpecError: an action that the log does not know.
+    """
+    behaviours = core.behaviours
+    flags = np.ones(len(behaviours.item), bool)
+    if settings.positive_actions:
+        known = core.vocabularies["action"].to_list() if "action" in core.vocabularies else []
+        for name in settings.positive_actions:
+            if name not in known[2:]:
+                raise SpecError(
+                    f"positive_actions must be actions of the log ({', '.join(known[2:]) or 'it has none'}), "
+                    f"got {name!r}.{did_you_mean(name, known[2:])}"
+                )
+        chosen = [known.index(name) for name in settings.positive_actions]
+        flags &= np.isin(behaviours.action, chosen)
+    if settings.positive_min_value is not None:
+        flags &= np.asarray(behaviours.value) >= settings.positive_min_value  # NaN is never
+    return flags
+
+
+class PopularityWindows:
+    """The events that make items popular, sorted once by time and once by item: windows are binary searches."""
+
+    def __init__(self, time_ms: Array, item: Array, num_items: int) -> None:
+        time_ms, item = np.asarray(time_ms, np.int64), np.asarray(item, np.int64)
+        self.start = int(time_ms.min()) if len(time_ms) else 0
+        self.span = (int(time_ms.max()) - self.start + 2) if len(time_ms) else 2
+        self.num_items = num_items
+        if self.span * num_items >= 2**63:
+            raise SpecError(
+                f"a log must span fewer than 2**63 / items ms, this one spans {self.span} ms with {num_items} items; "
+                "reject its impossible times"
+            )
+        self._by_time = (time_ms - self.start) * num_items + item
+        self._by_time.sort()
+        self._by_item = item * self.span + (time_ms - self.start)
+        self._by_item.sort()
+
+    def _clipped(self, time_ms: Array) -> Array:
+        return np.clip(np.asarray(time_ms, np.int64) - self.start, 0, self.span - 1)
+
+    def bounds(self, low_ms: Array, high_ms: Array) -> tuple[Array, Array]:
+        """Return the range of events in [low, high), as positions in order of time."""
+        low = np.searchsorted(self._by_time, self._clipped(low_ms) * self.num_items)
+        return low, np.searchsorted(self._by_time, self._clipped(high_ms) * self.num_items)
+
+    def items_at(self, positions: Array) -> Array:
+        """Return the items of events at these positions in order of time."""
+        return self._by_time[positions] % self.num_items
+
+    def counts(self, item: Array, low_ms: Array, high_ms: Array) -> Array:
+        """Return how many events of each item lie in [low, high)."""
+        base = np.asarray(item, np.int64) * self.span
+        low = np.searchsorted(self._by_item, base + self._clipped(low_ms))
+        return np.searchsorted(self._by_item, base + self._clipped(high_ms)) - low
+
+
+def first_of_each(keys: Array) -> Array:
+    """Return (N,) bool: is this the first time that its key occurs?"""
+    _, first = np.unique(keys, return_index=True)
+    flags = np.zeros(len(keys), bool)
+    flags[first] = True
+    return flags
+
+
+def ranks_within(owner: Array, size: int) -> Array:
+    """Return the position of every element among those of its owner; owners come in order."""
+    starts = np.searchsorted(owner, np.arange(size))
+    return np.arange(len(owner)) - starts[owner]
+
+
+def draw_negatives(
+    windows: PopularityWindows,
+    low_ms: Array,
+    high_ms: Array,
+    wanted: Array,
+    taken: Array,
+    generator: np.random.Generator,
+    *,
+    min_item_events: int = 1,
+) -> tuple[Array, Array]:
+    """Draw distinct items per request by their popularity in its window.
+
+    Args:
+        low_ms, high_ms: (R,) window [low, high) of each request.
+        wanted:          (R,) how many.
+        taken:           sorted keys request * num_items + item that may not be drawn.
+    Returns:
+        Request and item of every draw, by request and in order of drawing; a request whose window is too narrow gets
+        fewer.
+    """
+    low, high = windows.bounds(low_ms, high_ms)
+    missing = np.where(high > low, wanted, 0).astype(np.int64)
+    keys = np.zeros(0, np.int64)  # drawn so far, in order of drawing
+    blocked = taken
+    for _ in range(MOST_ROUNDS):
+        request = np.repeat(np.arange(len(missing)), missing)
+        if not len(request):
+            break
+        width = high[request] - low[request]
+        item = windows.items_at(low[request] + (generator.random(len(request)) * width).astype(np.int64))
+        key = request * windows.num_items + item
+        place = np.minimum(np.searchsorted(blocked, key), max(len(blocked) - 1, 0))
+        fresh = (blocked[place] != key) if len(blocked) else np.ones(len(key), bool)
+        if min_item_events > 1:
+            fresh &= windows.counts(item, low_ms[request], high_ms[request]) >= min_item_events
+        fresh &= first_of_each(key)
+        new = key[fresh]
+        keys = np.concatenate((keys, new))
+        blocked = np.sort(np.concatenate((blocked, new)))
+        missing = missing - np.bincount(request[fresh], minlength=len(missing))
+    request = keys // windows.num_items
+    order = np.argsort(request, kind="stable")
+    return request[order], (keys % windows.num_items)[order]
+
+
+@dataclass(slots=True)
+class _Drawn:
+    groups: Array  # request moments that became requests
+    offsets: Array
+    item: Array
+    label: Array
+
+
+def _draw_batch(
+    core: Core,
+    groups: Groups,
+    chosen: Array,
+    positive: Array,
+    windows: PopularityWindows,
+    window: tuple[Array, Array],
+    settings: SamplingSettings,
+    generator: np.random.Generator,
+    counts: dict[str, int],
+) -> _Drawn:
+    low_ms, high_ms = window
+    rows, owner = groups.take(chosen)
+    item = np.asarray(core.behaviours.item[rows], np.int64)
+    key = owner * windows.num_items + item
+    own = np.unique(key)  # whatever the user did at this moment is no negative
+    could = positive[rows]
+    key = np.unique(key[could])
+    owner, item = key // windows.num_items, key % windows.num_items
+    known = windows.counts(item, low_ms[owner], high_ms[owner]) >= settings.min_item_events
+    counts["positives_outside_universe"] += int((~known).sum())
+    owner, item = owner[known], item[known]
+    shuffled = np.lexsort((generator.random(len(owner)), owner))
+    owner, item = owner[shuffled], item[shuffled]
+    kept = ranks_within(owner, len(chosen)) < settings.positives_at_most
+    counts["positives_beyond_most"] += int((~kept).sum())
+    owner, item = owner[kept], item[kept]
+    num_positives = np.bincount(owner, minlength=len(chosen))
+    ratio = settings.negatives_per_positive
+    negative_owner, negative_item = draw_negatives(
+        windows,
+        low_ms,
+        high_ms,
+        num_positives * ratio,
+        own,
+        generator,
+        min_item_events=settings.min_item_events,
+    )
+    # the ratio is the same in every request: where the window is too narrow, positives are left out too
+    afford = np.minimum(num_positives, np.bincount(negative_owner, minlength=len(chosen)) // ratio)
+    counts["requests_without_candidates"] += int((afford == 0).sum())
+    counts["positives_without_negatives"] += int((num_positives - afford).sum())
+    keep_positive = ranks_within(owner, len(chosen)) < afford[owner]
+    keep_negative = ranks_within(negative_owner, len(chosen)) < (afford * ratio)[negative_owner]
+    all_owner = np.concatenate((owner[keep_positive], negative_owner[keep_negative]))
+    all_item = np.concatenate((item[keep_positive], negative_item[keep_negative]))
+    label = np.zeros(len(all_owner), np.float32)
+    label[: int(keep_positive.sum())] = 1.0
+    order = np.lexsort((generator.random(len(all_owner)), all_owner))  # where a candidate stands tells nothing
+    whole = afford > 0
+    lengths = (afford * (1 + ratio))[whole]
+    return _Drawn(
+        groups=chosen[whole],
+        offsets=lengths,
+        item=all_item[order].astype(np.int32),
+        label=label[order],
+    )
+
+
+def sampled_requests(
+    core: Core,
+    groups: Groups,
+    split: Array,
+    training: Array,
+    settings: SamplingSettings,
+    *,
+    seed: int,
+    training_window: tuple[int, int],
+) -> tuple[dict[str, Requests], dict[str, int]]:
+    """Make the requests of every split.
+
+    Args:
+        groups:          the moments.
+        split:           (G,) 0 train, 1 valid, 2 test, anything else no request.
+        training:        (N,) bool, events that the popularity of `training` counts.
+        training_window: its first ms and the ms behind its last.
+    Returns:
+        Requests by split, and counts of what was left out and why.
+    """
+    behaviours = core.behaviours
+    positive = positive_events(core, settings)
+    counted = positive & training if settings.popularity == "training" else positive
+    windows = PopularityWindows(behaviours.time_ms[counted], behaviours.item[counted], core.features.num_items)
+    del counted
+    has_positive = np.add.reduceat(positive.astype(np.int32), groups.first[:-1]) > 0 if groups.rows is None else None
+    counts: dict[str, int] = {
+        "positives_outside_universe": 0,
+        "positives_beyond_most": 0,
+        "positives_without_negatives": 0,
+        "requests_without_candidates": 0,
+    }
+    made = {}
+    for number, name in enumerate(SPLITS):
+        wanted = split == number
+        if has_positive is not None:
+            wanted &= has_positive
+        eligible = np.flatnonzero(wanted)
+        counts[f"{name}_moments"] = len(eligible)
+        eligible = chosen_rows(eligible, settings.most(number), seed, number)
+        drawn = []
+        for at, start in enumerate(range(0, len(eligible), BATCH_REQUESTS)):
+            chosen = eligible[start : start + BATCH_REQUESTS]
+            time_ms = groups.time_ms[chosen]
+            if settings.min_history:
+                enough = prefix_lengths(behaviours, groups.user[chosen], time_ms) >= settings.min_history
+                chosen, time_ms = chosen[enough], time_ms[enough]
+            if settings.popularity == "training":
+                window = tuple(np.full(len(chosen), edge, np.int64) for edge in training_window)
+            else:
+                window = (time_ms - int(settings.popularity_days * DAY_MS), time_ms)
+            generator = np.random.default_rng([seed, 2, number, at])
+            both = (window[0], window[1])
+            drawn.append(_draw_batch(core, groups, chosen, positive, windows, both, settings, generator, counts))
+        made[name] = _requests(behaviours, groups, drawn)
+        counts[f"{name}_requests"] = len(made[name])
+        counts[f"{name}_candidates"] = len(made[name].item)
+    return made, counts
+
+
+def _requests(behaviours: Behaviours, groups: Groups, drawn: list[_Drawn]) -> Requests:
+    chosen = np.concatenate([d.groups for d in drawn]) if drawn else np.zeros(0, np.int64)
+    lengths = np.concatenate([d.offsets for d in drawn]) if drawn else np.zeros(0, np.int64)
+    item = np.concatenate([d.item for d in drawn]) if drawn else np.zeros(0, np.int32)
+    label = np.concatenate([d.label for d in drawn]) if drawn else np.zeros(0, np.float32)
+    user, time_ms = groups.user[chosen].astype(np.int32), groups.time_ms[chosen]
+    first = groups.first[chosen]
+    return Requests(
+        user=user,
+        time_ms=time_ms,
+        prefix=prefix_lengths(behaviours, user, time_ms),
+        place=np.asarray(behaviours.place[first if groups.rows is None else groups.rows[first]], np.int32),
+        context={},
+        offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        item=item,
+        label=label,
+        list_id=np.zeros(len(item), np.uint8),
+        candidate={},
+    )
+
+
+def recorded(settings: Settings, extra: Mapping[str, int]) -> dict[str, object]:
+    """Return every number of a protocol as the manifest keeps it."""
+    return settings.model_dump(mode="json") | dict(extra)
+
+
+__all__ = [
+    "BATCH_REQUESTS",
+    "DAY_MS",
+    "MOST_ROUNDS",
+    "Groups",
+    "PopularityWindows",
+    "SamplingSettings",
+    "draw_negatives",
+    "first_of_each",
+    "group_events",
+    "positive_events",
+    "ranks_within",
+    "recorded",
+    "sampled_requests",
+]
