@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields, replace
 
 import numpy as np
@@ -85,7 +86,7 @@ def _columns(some: tuple[Field, ...], num: int, rng: np.random.Generator) -> dic
             columns[f.name] = torch.from_numpy(rng.integers(0, f.size, shape))
         else:
             numbers = rng.normal(f.mean, f.std, shape).astype(np.float32)
-            if f.kind == "numeric":
+            if f.kind == "numeric" and not f.name.startswith("popularity"):  # a view's own numbers are never missing
                 numbers[rng.random(num) < 0.2] = np.nan
             columns[f.name] = torch.from_numpy(numbers)
     return columns
@@ -181,12 +182,21 @@ def _positions(offsets: torch.Tensor, rows: list[int]) -> torch.Tensor:
     return torch.cat([torch.arange(int(offsets[r]), int(offsets[r + 1])) for r in rows])
 
 
+def _kept_candidates(batch: RequestBatch, positions: torch.Tensor, lengths: torch.Tensor) -> RequestBatch:
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return replace(
+        batch,
+        candidates=Candidates(offsets=offsets, **_taken(batch.candidates, positions)),
+        labels=batch.labels[positions],
+        list_id=batch.list_id[positions],
+    )
+
+
 def take_rows(batch: RequestBatch, rows: list[int]) -> RequestBatch:
     """Return some requests of a batch, in the given order."""
     history, candidates, context = batch.histories, batch.candidates, batch.context
-    asked = _positions(candidates.offsets, rows)
-    smaller = take_candidates(replace_candidates(batch, rows, asked), None)
     at = torch.tensor(rows)
+    smaller = _kept_candidates(batch, _positions(candidates.offsets, rows), candidates.lengths[at])
     return replace(
         smaller,
         histories=take_history(history, _positions(history.offsets, rows), history.lengths[at]),
@@ -200,38 +210,17 @@ def take_rows(batch: RequestBatch, rows: list[int]) -> RequestBatch:
     )
 
 
-def replace_candidates(batch: RequestBatch, rows: list[int], positions: torch.Tensor) -> RequestBatch:
-    """Keep the candidates of `rows` at flat `positions`; histories are left as they are."""
-    lengths = batch.candidates.lengths[torch.tensor(rows)]
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return replace(
-        batch,
-        candidates=Candidates(offsets=offsets, **_taken(batch.candidates, positions)),
-        labels=batch.labels[positions],
-        list_id=batch.list_id[positions],
-    )
-
-
-def take_candidates(batch: RequestBatch, positions: torch.Tensor | None) -> RequestBatch:
-    """Keep the candidates at flat positions (rising row by row); None keeps all."""
-    if positions is None:
-        return batch
-    offsets = batch.candidates.offsets
-    lengths = torch.bincount(batch.candidates.row[positions], minlength=len(offsets) - 1)
-    joined = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return replace(
-        batch,
-        candidates=Candidates(offsets=joined, **_taken(batch.candidates, positions)),
-        labels=batch.labels[positions],
-        list_id=batch.list_id[positions],
-    )
+def take_candidates(batch: RequestBatch, positions: torch.Tensor) -> RequestBatch:
+    """Keep the candidates at flat positions, which rise row by row."""
+    row = batch.candidates.row[positions]
+    return _kept_candidates(batch, positions, torch.bincount(row, minlength=len(batch.user)))
 
 
 def permute_candidates(batch: RequestBatch, seed: int) -> tuple[RequestBatch, torch.Tensor]:
     """Shuffle the candidates inside each request; also return where each one stood before."""
     generator = torch.Generator().manual_seed(seed)
     offsets = batch.candidates.offsets.tolist()
-    parts = [a + torch.randperm(b - a, generator=generator) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    parts = [a + torch.randperm(b - a, generator=generator) for a, b in itertools.pairwise(offsets)]
     positions = torch.cat(parts)
     return take_candidates(batch, positions), positions
 

@@ -30,6 +30,7 @@ class ModelEntry:
     state: Literal["bounded", "growing"]  # size of a user's state against the length of the history
     update: Literal["exact", "none"]  # can a later event be folded into a state exactly
     request_context: bool  # scoring reads time or place of the request
+    ordered: bool = False  # the order of behaviours of one moment matters to it
     needs: tuple[str, ...] = ()  # extras to install
     where: str  # module:class
     config: str  # module:class of its configuration

@@ -1,0 +1,304 @@
+"""The laws of every ranker, over the table of models.
+
+That events at or after the request's time change nothing is a law of collation (tests/features): a ranker is only
+ever handed what came before.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+from functools import lru_cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.contract.batches import (
+    BARE,
+    PREPARED,
+    batches,
+    make_batch,
+    padded_with_junk,
+    permute_candidates,
+    row_lengths,
+    shuffle_moments,
+    specs,
+    split_history,
+    take_candidates,
+    take_rows,
+    view_of,
+)
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from sostenuto.layers.embedding import Table
+from sostenuto.models.saved import load_ranker, save_ranker
+from sostenuto.models.table import MODELS, build, default_config, missing_extras
+from sostenuto.schema.errors import SpecError
+
+SPECS = (
+    view_of(PREPARED, match=True),
+    view_of(PREPARED, match=False),
+    view_of(BARE, match=True),
+    view_of(dataclasses.replace(PREPARED, item_fields=(), num_actions=2, has_value=False), match=True),
+)
+# What makes a fit on a hundred candidates quick and possible.
+QUICK = {"trees": {"leaves_grid": (4,), "min_leaf_grid": (2,), "max_trees": 5, "threads": 1}}
+
+
+def every(*kinds: str):
+    """Parametrise over the entries of the table, with a reason where an extra is missing."""
+    rows = []
+    for name, entry in MODELS.items():
+        if kinds and entry.kind not in kinds:
+            continue
+        missing = missing_extras(entry)
+        marks = [pytest.mark.skip(reason=f"{name} needs the extra {missing[0]!r}")] if missing else []
+        rows.append(pytest.param(name, marks=marks, id=name))
+    return pytest.mark.parametrize("name", rows)
+
+
+def config_of(name):
+    return dataclasses.replace(default_config(name), **QUICK.get(name, {}))
+
+
+@lru_cache
+def specs_of(name):
+    """Return the specifications that a model accepts; it may refuse data that lack what it lives by, and says so."""
+    accepted = []
+    for spec in SPECS:
+        with contextlib.suppress(SpecError):
+            build(name, config_of(name), spec)
+            accepted.append(spec)
+    assert accepted
+    return accepted
+
+
+@lru_cache(maxsize=64)
+def ready(name, spec):
+    """Return a ranker whose every part speaks: parameters far from their small start, fitted ones fitted."""
+    ranker = build(name, config_of(name), spec, seed=1)
+    if MODELS[name].kind == "neural":
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in ranker.parameters():
+                parameter.normal_(0.0, 0.2, generator=generator)
+            for module in ranker.modules():
+                if isinstance(module, Table):
+                    module.weight[0] = 0.0
+            batch = make_batch(spec, [(5, 4)] * 6, 3)
+            ranker(batch.histories, batch.candidates, batch.context)  # training mode: fills stored statistics
+        return ranker.eval()
+    if hasattr(ranker, "fit"):
+        train = [make_batch(spec, [(6, 6)] * 8, seed) for seed in range(3)]
+        ranker.fit(train, train[:1])
+    return ranker
+
+
+def logits_of(ranker, batch):
+    with torch.no_grad():
+        return ranker.score(ranker.encode(batch.histories), batch.candidates, batch.context).logits
+
+
+def assert_same(a, b):
+    """Hold the tolerance of law 3; the largest logit stands for the terms that were summed."""
+    assert a.shape == b.shape
+    assert torch.isfinite(a).all()
+    scale = max(1.0, float(a.abs().max())) if a.numel() else 1.0
+    assert float((a - b).abs().max() if a.numel() else 0.0) <= 1e-5 * scale
+
+
+def drawn(name, data):
+    spec = data.draw(st.sampled_from(specs_of(name)))
+    return spec, data.draw(batches(spec)), data.draw(st.integers(0, 1000))
+
+
+@every()
+@settings(max_examples=10)
+@given(data=st.data())
+def test_scores_are_one_finite_float_per_candidate(name, data):
+    spec, batch, _ = drawn(name, data)
+    logits = logits_of(ready(name, spec), batch)
+    assert logits.shape == batch.labels.shape
+    assert logits.dtype == torch.float32
+    assert torch.isfinite(logits).all()
+
+
+@every()
+@settings(max_examples=10)
+@given(data=st.data())
+def test_the_rest_of_the_batch_changes_no_score(name, data):
+    spec, batch, _ = drawn(name, data)
+    ranker = ready(name, spec)
+    rows = range(len(batch.user))
+    alone = torch.cat([logits_of(ranker, take_rows(batch, [r])) for r in rows])
+    assert_same(logits_of(ranker, batch), alone)
+
+
+@every()
+@settings(max_examples=10)
+@given(data=st.data())
+def test_the_order_of_requests_changes_no_score(name, data):
+    spec, batch, _ = drawn(name, data)
+    ranker = ready(name, spec)
+    rows = list(reversed(range(len(batch.user))))
+    offsets = batch.candidates.offsets
+    there = torch.cat([torch.arange(int(offsets[r]), int(offsets[r + 1])) for r in rows])
+    assert_same(logits_of(ranker, batch)[there], logits_of(ranker, take_rows(batch, rows)))
+
+
+@every()
+@settings(max_examples=10)
+@given(data=st.data())
+def test_candidates_permute_with_their_scores(name, data):
+    spec, batch, seed = drawn(name, data)
+    ranker = ready(name, spec)
+    shuffled, there = permute_candidates(batch, seed)
+    assert_same(logits_of(ranker, batch)[there], logits_of(ranker, shuffled))
+
+
+@every()
+@settings(max_examples=10)
+@given(data=st.data())
+def test_a_candidate_alone_scores_as_among_others(name, data):
+    spec, batch, _ = drawn(name, data)
+    ranker = ready(name, spec)
+    first = batch.candidates.offsets[:-1]
+    assert_same(logits_of(ranker, batch)[first], logits_of(ranker, take_candidates(batch, first)))
+
+
+@every()
+@settings(max_examples=10)
+@given(data=st.data())
+def test_junk_behind_the_mask_changes_no_score(name, data):
+    spec, batch, seed = drawn(name, data)
+    ranker = ready(name, spec)
+    history = padded_with_junk(batch.histories, spec, seed)
+    assert_same(logits_of(ranker, batch), logits_of(ranker, dataclasses.replace(batch, histories=history)))
+
+
+@every()
+@settings(max_examples=10)
+@given(data=st.data())
+def test_shuffling_behaviours_of_one_moment_changes_no_score(name, data):
+    if MODELS[name].ordered:
+        pytest.skip(f"{name} reads the order of behaviours by design")
+    spec, batch, seed = drawn(name, data)
+    ranker = ready(name, spec)
+    history = shuffle_moments(batch.histories, seed)
+    assert_same(logits_of(ranker, batch), logits_of(ranker, dataclasses.replace(batch, histories=history)))
+
+
+@every()
+@settings(max_examples=10)
+@given(data=st.data(), share=st.floats(0, 1))
+def test_folding_later_events_in_equals_encoding_anew(name, data, share):
+    if MODELS[name].update == "none":
+        pytest.skip(f"{name} cannot fold events in")
+    spec, batch, _ = drawn(name, data)
+    ranker = ready(name, spec)
+    early, later = split_history(batch.histories, share)
+    with torch.no_grad():
+        state = ranker.append(ranker.encode(early), later)
+        logits = ranker.score(state, batch.candidates, batch.context).logits
+    assert_same(logits_of(ranker, batch), logits)
+
+
+@every()
+def test_a_saved_ranker_scores_the_same(name):
+    spec = specs_of(name)[-1]
+    ranker = ready(name, spec)
+    batch = make_batch(spec, [(0, 2), (7, 3), (1, 1)], 5)
+    with tempfile.TemporaryDirectory() as folder:
+        save_ranker(folder, name, config_of(name), spec, ranker, {"step": 3})
+        loaded, meta = load_ranker(folder)
+    assert meta["features"] == spec
+    assert meta["config"] == config_of(name)
+    assert meta["extra"] == {"step": 3}
+    assert torch.equal(logits_of(loaded, batch), logits_of(ranker, batch))
+
+
+@every("neural")
+@settings(max_examples=10)
+@given(data=st.data())
+def test_forward_is_score_of_encode_bit_for_bit(name, data):
+    spec, batch, _ = drawn(name, data)
+    ranker = ready(name, spec)
+    with torch.no_grad():
+        whole = ranker(batch.histories, batch.candidates, batch.context).logits
+    assert torch.equal(whole, logits_of(ranker, batch))
+
+
+@every("neural")
+@settings(max_examples=12)
+@given(spec=specs(), lengths=row_lengths(), seed=st.integers(0, 1000))
+def test_every_parameter_gets_a_finite_gradient(name, spec, lengths, seed):
+    batch = make_batch(spec, [(4, 3), *lengths], seed)
+    ranker = build(name, default_config(name), spec, seed=seed)
+    output = ranker(batch.histories, batch.candidates, batch.context)
+    loss = binary_cross_entropy_with_logits(output.logits, batch.labels) + sum(output.aux_losses.values())
+    loss.backward()
+    without = [key for key, p in ranker.named_parameters() if p.grad is None]
+    assert not without, f"no gradient reaches {without}"
+    for key, parameter in ranker.named_parameters():
+        gradient = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
+        assert torch.isfinite(gradient).all(), key
+
+
+@every("neural")
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[2]], ids=["full", "bare"])
+def test_an_empty_history_has_finite_scores_and_gradients(name, spec):
+    batch = make_batch(spec, [(0, 3), (0, 1)], 1)
+    ranker = build(name, default_config(name), spec)
+    loss = ranker(batch.histories, batch.candidates, batch.context).logits.square().sum()
+    loss.backward()
+    assert torch.isfinite(loss)
+    for key, parameter in ranker.named_parameters():
+        if parameter.grad is not None:
+            assert torch.isfinite(parameter.grad.to_dense()).all(), key
+
+
+@every("neural")
+def test_padding_rows_are_zero_and_get_no_gradient(name):
+    spec = SPECS[0]
+    ranker = build(name, default_config(name), spec)
+    batch = make_batch(spec, [(6, 4)] * 3, 2)
+    ranker(batch.histories, batch.candidates, batch.context).logits.sum().backward()
+    tables = [module for module in ranker.modules() if isinstance(module, Table)]
+    assert tables
+    for table in tables:
+        assert not table.weight[0].any()
+        assert table.weight.grad.is_sparse
+        assert not table.weight.grad.to_dense()[0].any()
+
+
+@every("neural")
+def test_a_tiny_batch_is_overfitted(name):
+    spec = SPECS[0]
+    batch = make_batch(spec, [(6, 6)] * 4, 4)
+    ranker = build(name, default_config(name), spec, seed=3)
+    tables = [module.weight for module in ranker.modules() if isinstance(module, Table)]
+    known = {id(t) for t in tables}
+    optimisers = [
+        torch.optim.SparseAdam(tables, lr=0.01),
+        torch.optim.Adam([p for p in ranker.parameters() if id(p) not in known], lr=0.01),
+    ]
+    for _ in range(150):
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        output = ranker(batch.histories, batch.candidates, batch.context)
+        loss = binary_cross_entropy_with_logits(output.logits, batch.labels) + sum(output.aux_losses.values())
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        if float(loss.detach()) < 0.05:
+            return
+    pytest.fail(f"loss is {float(loss.detach()):.3f} after 150 steps")
+
+
+@every("neural")
+def test_fresh_parameters_follow_the_seed_alone(name):
+    before = torch.random.get_rng_state()
+    a, b, c = (build(name, default_config(name), SPECS[0], seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert any(not torch.equal(a[key], c[key]) for key in a)
