@@ -611,7 +611,7 @@ def world_prepared(
             seed=seed,
             counts=counts,
             features=features,
-            protocol=Protocol(name="exposures", version=1, seed=seed, lists=("exposed",), splits=spans),
+            protocol=Protocol(name="exposures", version=1, seed=seed, lists=("shown",), splits=spans),
             arrays_hash=arrays_hash(folder),
         ),
     )

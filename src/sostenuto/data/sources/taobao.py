@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +18,7 @@ VECTOR, VECTOR_WIDTH = "205_c", 128
 VECTOR_FILE = "scl_embedding_int8_p90.parquet"
 BASE_MS = {"train": 1_735_689_600_000, "test": 1_738_368_000_000}  # 2025-01-01 and 2025-02-01: order only
 STEP_MS = 60_000  # between two behaviours of a sequence
+TRAIN_SHARE = 0.9  # of the training samples; the rest validates
 UTC = pl.Datetime("ms", "UTC")
 
 
@@ -57,8 +59,9 @@ def _samples(table: pl.DataFrame, split: str, first: int) -> pl.DataFrame:
     )
 
 
-def _convert(folder: Path, cache: Path) -> None:
-    """Write events, exposures, users and items, one published file at a time."""
+def _convert(folder: Path, cache: Path) -> dict[str, int]:
+    """Write events, exposures, users and items, one published file at a time; return the samples of each split."""
+    counts = {}
     targets = []
     known: list[pl.DataFrame] = []
     for split in ("train", "test"):
@@ -77,6 +80,7 @@ def _convert(folder: Path, cache: Path) -> None:
             known.append(events.select("item", "category").unique("item", keep="first", maintain_order=True))
             _samples(samples, split, count).write_parquet(cache / f"exposures-{split}-{number:05d}.parquet")
             count += samples.height
+            counts[split] = count
             users.select(pl.format(split + ":{}", USER).alias("user"), *USER_FIELDS).write_parquet(
                 cache / f"users-{split}-{number:05d}.parquet"
             )
@@ -94,11 +98,12 @@ def _convert(folder: Path, cache: Path) -> None:
         )
         items = items.join(vectors, on="item", how="full", coalesce=True, maintain_order="left_right")
     items.write_parquet(cache / "items.parquet")
+    return counts
 
 
 def build(folder: Path, cache: Path) -> DataSpec:
     """Unfold the sequences into events and the samples into exposures of one candidate each."""
-    _convert(folder, cache)
+    valid_ms = BASE_MS["train"] + int(_convert(folder, cache)["train"] * TRAIN_SHARE) * 1000
     fields: dict[str, object] = dict.fromkeys(ITEM_FIELDS[1:], "categorical")
     if (folder / VECTOR_FILE).is_file():
         fields["image_text"] = {"kind": "vector", "width": VECTOR_WIDTH}
@@ -120,7 +125,12 @@ def build(folder: Path, cache: Path) -> DataSpec:
             },
             "items": {"files": "items.parquet", "item": "item", "categories": ["category"], "fields": fields},
             "users": {"files": "users-*.parquet", "user": "user", "fields": dict.fromkeys(USER_FIELDS, "categorical")},
-            "protocol": SOURCE.protocol,
+            "protocol": {
+                "name": SOURCE.protocol,
+                "min_candidates": 1,
+                "valid_from": datetime.datetime.fromtimestamp(valid_ms / 1000, datetime.UTC),
+                "test_from": datetime.datetime.fromtimestamp(BASE_MS["test"] / 1000, datetime.UTC),
+            },
         },
         origin=SOURCE.name,
     )
@@ -144,8 +154,8 @@ SOURCE = Source(
         "Accepted: joined shards as the published reader takes them, or the demo's separate tables (whose figures are "
         "stated here; its samples, users and items do not overlap, so it shows the format and nothing else). Order "
         "only: behaviours stand one minute apart before the split's first request, requests one second apart; train "
-        "and test histories of a user are two users. The label is the second number of label_0 (inferred: [1, 0] "
-        "without a click)."
+        "and test histories of a user are two users. A request has one candidate: read GAUC by user. The label is the "
+        "second number of label_0 (inferred: [1, 0] without a click)."
     ),
     home="https://taobao-mm.github.io/",
 )
