@@ -1,0 +1,55 @@
+"""The command `sostenuto`: one verb per file, each a thin function over the rooms."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import sostenuto
+from sostenuto.cli import bench, compare, data, evaluate, models, rank, train
+from sostenuto.cli.clean_errors import CleanErrors
+from sostenuto.cli.output import print_lines
+
+app = typer.Typer(
+    name="sostenuto",
+    cls=CleanErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Rank from a user's whole history: raw log, prepared data, fairly compared rankers, a served ranking.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print_lines(f"sostenuto {sostenuto.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", envvar="SOSTENUTO_DEBUG", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say it and end.")
+    ] = False,
+) -> None:
+    """Options of all verbs."""
+
+
+app.add_typer(data.app, name="data")
+app.command("models")(models.models)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("rank")(rank.rank)
+app.command("bench")(bench.bench)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+__all__ = ["app", "main"]
