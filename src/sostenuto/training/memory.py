@@ -326,7 +326,7 @@ def training_bytes(ranker: nn.Module, batch: RequestBatch, objective: Objective,
         loss = loss_of(objective, forward(ranker, batch), batch, weighting=config.weighting, listwise=config.listwise)
         loss.total.backward()  # type: ignore[no-untyped-call]
         del loss
-    return live.most
+    return int(live.most)
 
 
 def scoring_bytes(ranker: Any, batch: RequestBatch) -> int:
@@ -340,7 +340,7 @@ def scoring_bytes(ranker: Any, batch: RequestBatch) -> int:
         if isinstance(ranker, nn.Module):
             ranker.train(was_training)
         del output
-    return live.most
+    return int(live.most)
 
 
 def optimiser_bytes(ranker: nn.Module, config: TrainingConfig) -> int:
