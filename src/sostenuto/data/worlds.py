@@ -34,6 +34,7 @@ from sostenuto.data.prepared import (
 )
 from sostenuto.data.protocols.core import prefix_lengths
 from sostenuto.data.protocols.sampling import generator
+from sostenuto.data.vocabularies import with_specials, write_vocabulary
 from sostenuto.schema.errors import SpecError, did_you_mean
 from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec, Field
 
@@ -538,7 +539,7 @@ def world_prepared(
     kind = np.append([0, 1], log.item_kind[order] + FIRST_KNOWN).astype(np.int32)
     group = np.append([0, 1], log.item_group[order] + FIRST_KNOWN).astype(np.int32)
     vector = np.concatenate([np.zeros((2, VECTOR), np.float32), log.item_vector[order]])
-    ids = ["", "", *map(str, order.tolist())]
+    ids = with_specials(pl.Series(order, dtype=pl.Int64))
     pl.DataFrame(
         {
             "item_id": ids,
@@ -548,17 +549,16 @@ def world_prepared(
             "name": ["", "", *(f"kind {log.item_kind[i]} item {i}" for i in order.tolist())],
         }
     ).write_parquet(folder / "items.parquet")
+    write_vocabulary(folder, "item", ids)
     words = {
-        "item": ids,
-        "user": ["", "", *map(str, range(log.num_users))],
-        "place": ["", "", *map(str, range(PLACES))],
-        "action": ["", "", VIEW, BUY],
-        "group": ["", "", *(f"group {g}" for g in range(GROUPS))],
-        "kind": ["", "", *(f"kind {k}" for k in range(KINDS))],
+        "user": map(str, range(log.num_users)),
+        "place": map(str, range(PLACES)),
+        "action": [VIEW, BUY],
+        "group": (f"group {g}" for g in range(GROUPS)),
+        "kind": (f"kind {k}" for k in range(KINDS)),
     }
-    (folder / "vocab").mkdir(exist_ok=True)
     for word, values in words.items():
-        pl.DataFrame({"id": pl.Series(values, dtype=pl.String)}).write_parquet(folder / "vocab" / f"{word}.parquet")
+        write_vocabulary(folder, word, with_specials(pl.Series(list(values), dtype=pl.String)))
 
     truth = {}
     spans = {}

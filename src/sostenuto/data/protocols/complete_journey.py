@@ -13,70 +13,62 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic import Field as Setting
+from pydantic import model_validator
 
 from sostenuto.data.prepared import Array, Protocol, Requests, write_arrays
 from sostenuto.data.protocols.core import Core, MadeRequests, Moments, local_days, moments, prefix_lengths
 from sostenuto.data.protocols.sampling import cap_per_row, contains, generator, sample_distinct
-from sostenuto.schema.errors import DataError, SpecError, did_you_mean
+from sostenuto.data.protocols.split_times import Settings, read_settings, span
+from sostenuto.data.vocabularies import with_specials, write_vocabulary
+from sostenuto.schema.errors import DataError
 from sostenuto.schema.features import FIRST_KNOWN, Field
 
 PROMOTED, WINDOW = 0, 1
 LISTS = ("promoted", "window")
 FLAGS = ("display", "mailer")
 _EPOCH = datetime.date(1970, 1, 1)
-FIRST_MONDAY = "2016-12-26"  # local date on which week 1 begins
+FIRST_MONDAY = datetime.date(2016, 12, 26)  # local date on which week 1 begins
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """Every number of the protocol; weeks are inclusive."""
+Weeks = tuple[int, int]  # first and last, inclusive
 
-    train_weeks: tuple[int, int] = (9, 44)
-    valid_weeks: tuple[int, int] = (45, 48)
-    test_weeks: tuple[int, int] = (49, 52)
-    first_monday: str = FIRST_MONDAY
-    min_buyers: int = 10  # distinct households before validation that make an item a candidate
-    max_positives: int = 10  # per request and list
-    negatives_per_positive: int = 5
-    popularity_weeks: int = 4  # whole weeks before the request's week that weigh the window list's negatives
-    ranking_requests: int = 200  # test requests for ranking all candidate items
+
+class CompleteJourneySettings(Settings):
+    """Every number of the protocol."""
+
+    train_weeks: Weeks = (9, 44)
+    valid_weeks: Weeks = (45, 48)
+    test_weeks: Weeks = (49, 52)
+    first_monday: datetime.date = FIRST_MONDAY
+    min_buyers: int = Setting(default=10, ge=1)  # distinct households before validation that make an item a candidate
+    max_positives: int = Setting(default=10, ge=1)  # per request and list
+    negatives_per_positive: int = Setting(default=5, ge=1)
+    popularity_weeks: int = Setting(default=4, ge=1)  # whole weeks before the request's that weigh window negatives
+    ranking_requests: int = Setting(default=200, ge=0)  # test requests for ranking all candidate items
     promotions: str = "promotions.parquet"  # file in the source's folder
 
-    def __post_init__(self) -> None:
-        for name in ("min_buyers", "max_positives", "negatives_per_positive", "popularity_weeks"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"complete-journey setting {name} must be at least 1, got {getattr(self, name)}")
-        if not self.train_weeks[1] < self.valid_weeks[0] <= self.valid_weeks[1] < self.test_weeks[0]:
-            raise SpecError(
-                "complete-journey weeks must follow one another, got "
-                f"train {self.train_weeks}, valid {self.valid_weeks}, test {self.test_weeks}"
-            )
+    @model_validator(mode="after")
+    def _weeks_in_order(self) -> CompleteJourneySettings:
+        train, valid, test = self.train_weeks, self.valid_weeks, self.test_weeks
+        if not train[0] <= train[1] < valid[0] <= valid[1] < test[0] <= test[1]:
+            raise ValueError(f"weeks must follow one another, train {train}, valid {valid}, test {test} do not")
+        return self
 
 
-def _settings(given: Mapping[str, Any]) -> Settings:
-    known = {f.name for f in fields(Settings)}
-    for name in given:
-        if name not in known:
-            raise SpecError(
-                f"complete-journey setting must be one of {', '.join(sorted(known))}, got {name!r}."
-                f"{did_you_mean(name, known)}"
-            )
-    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
-
-
-def weeks_of(time_ms: Array, time_zone: str, first_monday: str = FIRST_MONDAY) -> Array:
+def weeks_of(time_ms: Array, time_zone: str, first_monday: datetime.date = FIRST_MONDAY) -> Array:
     """Return (N,) int16 week numbers of epoch milliseconds; week 1 begins on `first_monday`, local time.
 
-    >>> weeks_of(np.array([1_483_333_199_000, 1_483_333_200_000]), "America/New_York", "2016-12-26")
+    >>> weeks_of(np.array([1_483_333_199_000, 1_483_333_200_000]), "America/New_York")
     array([1, 2], dtype=int16)
     """
-    begin = (datetime.date.fromisoformat(first_monday) - _EPOCH).days
+    begin = (first_monday - _EPOCH).days
     return ((local_days(time_ms, time_zone) - begin) // 7 + 1).astype(np.int16)
 
 
@@ -89,7 +81,7 @@ class Pools:
     offsets: Array  # (P + 1,) int64
     item: Array  # (N,) int32
     flags: dict[str, Array]  # display, mailer: (N,) uint8 index
-    vocabularies: dict[str, list[str]]
+    vocabularies: dict[str, list[str]]  # of the flags, known words only
     keys: Array = field(repr=False)  # (N,) int64 ascending: pool * num_items + item
 
     def of(self, store: Array, week: Array) -> Array:
@@ -102,7 +94,7 @@ class Pools:
         return np.where(mine[at] == asked, at, -1)
 
 
-def candidate_items(core: Core, week: Array, settings: Settings) -> Array:
+def candidate_items(core: Core, week: Array, settings: CompleteJourneySettings) -> Array:
     """Return (I,) int32, the items with enough distinct buyers before the validation split, ascending."""
     b = core.behaviours
     num_users, num_items = len(b.offsets) - 1, core.features.num_items
@@ -115,7 +107,7 @@ def candidate_items(core: Core, week: Array, settings: Settings) -> Array:
     return np.flatnonzero(buyers >= settings.min_buyers).astype(np.int32)
 
 
-def read_pools(core: Core, candidates: Array, settings: Settings) -> Pools:
+def read_pools(core: Core, candidates: Array, settings: CompleteJourneySettings) -> Pools:
     """Read the promotion table and keep candidate items and known stores.
 
     Raises:
@@ -153,7 +145,7 @@ def read_pools(core: Core, candidates: Array, settings: Settings) -> Pools:
         known = sorted(column.unique().drop_nulls().cast(pl.String).to_list())
         index = {word: FIRST_KNOWN + i for i, word in enumerate(known)}
         flags[name] = column.cast(pl.String).replace_strict(index, default=0, return_dtype=pl.UInt8).to_numpy()
-        vocabularies[name] = ["", "", *known]
+        vocabularies[name] = known
     return _pools(
         table["store"].to_numpy(),
         table["week"].to_numpy(),
@@ -207,12 +199,12 @@ class CompleteJourney:
 
     def is_training(self, core: Core, *, settings: Mapping[str, Any]) -> Array:
         """Return which events lie in or before the last training week."""
-        s = _settings(settings)
+        s = read_settings(CompleteJourneySettings, self.name, settings)
         return weeks_of(core.behaviours.time_ms, core.time_zone, s.first_monday) <= s.train_weeks[1]
 
     def make_requests(self, core: Core, folder: Path, *, seed: int, settings: Mapping[str, Any]) -> MadeRequests:
         """Return both lists for every basket of the split weeks; writes `pools/`."""
-        s = _settings(settings)
+        s = read_settings(CompleteJourneySettings, self.name, settings)
         b, num_items = core.behaviours, core.features.num_items
         week = weeks_of(b.time_ms, core.time_zone, s.first_monday)
         candidates = candidate_items(core, week, s)
@@ -245,9 +237,7 @@ class CompleteJourney:
                 **{f"ranking.{name}": array for name, array in ranking.items()},
             },
         )
-        spans = {
-            split: (int(r.time_ms.min()), int(r.time_ms.max())) for split, r in requests.items() if len(r)
-        }  # a split may be empty on a small cut
+        spans = {split: span(r.time_ms) for split, r in requests.items()}
         counts = {
             "candidate_items": len(candidates),
             "promotion_rows": len(pools.item),
@@ -257,22 +247,22 @@ class CompleteJourney:
             counts[f"requests_{split}"] = len(r)
             for i, name in enumerate(LISTS):
                 counts[f"candidates_{split}_{name}"] = int((r.list_id == i).sum())
-        numbers = {f.name: getattr(s, f.name) for f in fields(Settings)}
+        for name, words in pools.vocabularies.items():
+            write_vocabulary(folder, name, with_specials(pl.Series(words, dtype=pl.String)))
         return MadeRequests(
             protocol=Protocol(
                 name=self.name,
                 version=self.version,
                 seed=seed,
                 lists=LISTS,
-                settings=numbers | {"ranking_rows": ranking["rows"].tolist()},
+                settings=s.model_dump(mode="json") | {"ranking_rows": ranking["rows"].tolist()},
                 splits=spans,
             ),
             requests=requests,
             candidate_fields=tuple(
-                Field(name=name, kind="categorical", size=len(pools.vocabularies[name])) for name in FLAGS
+                Field(name=name, kind="categorical", size=FIRST_KNOWN + len(pools.vocabularies[name])) for name in FLAGS
             ),
             counts=counts,
-            vocabularies=pools.vocabularies,
         )
 
 
@@ -283,7 +273,7 @@ def _baskets(every: Moments, item: Array, asked: Array, num_items: int) -> Array
     return np.unique(moment[keep] * num_items + np.asarray(item)[keep])
 
 
-def _promoted(basket: Array, pool: Array, pools: Pools, s: Settings, num_items: int, seed: int) -> _List:
+def _promoted(basket: Array, pool: Array, pools: Pools, s: CompleteJourneySettings, num_items: int, seed: int) -> _List:
     moment, item = basket // num_items, basket % num_items
     in_pool = pool[moment]
     inside = in_pool >= 0
@@ -294,7 +284,8 @@ def _promoted(basket: Array, pool: Array, pools: Pools, s: Settings, num_items: 
 
     def draw(rows: Array, rng: np.random.Generator) -> Array:
         p = pool[rows]
-        return pools.item[pools.offsets[p] + (rng.random(len(rows)) * size[rows]).astype(np.int64)].astype(np.int64)
+        at = pools.offsets[p] + (rng.random(len(rows)) * size[rows]).astype(np.int64)
+        return np.asarray(pools.item[at].astype(np.int64))
 
     def universe(row: int) -> tuple[Array, Array | None]:
         p = int(pool[row])
@@ -304,7 +295,7 @@ def _promoted(basket: Array, pool: Array, pools: Pools, s: Settings, num_items: 
 
 
 def _window(
-    basket: Array, at_week: Array, week: Array, item: Array, is_candidate: Array, s: Settings, seed: int
+    basket: Array, at_week: Array, week: Array, item: Array, is_candidate: Array, s: CompleteJourneySettings, seed: int
 ) -> _List:
     num_items = len(is_candidate)
     first, last = s.train_weeks[0] - s.popularity_weeks, s.test_weeks[1]
@@ -348,7 +339,7 @@ def _sampled(
     draw: Any,
     universe: Any,
     basket: Array,
-    s: Settings,
+    s: CompleteJourneySettings,
     num_items: int,
     rng: np.random.Generator,
 ) -> _List:
@@ -380,7 +371,7 @@ def _assemble(
     promoted: _List,
     window: _List,
     flags: dict[str, Array],
-    s: Settings,
+    s: CompleteJourneySettings,
     seed: int,
 ) -> tuple[dict[str, Array], dict[str, Requests]]:
     """Put both lists of a request side by side, in a random order inside each list, and split by week."""
@@ -420,7 +411,7 @@ def _assemble(
 
 
 def _ranking(
-    test: Array, basket: Array, is_candidate: Array, s: Settings, num_items: int, seed: int
+    test: Array, basket: Array, is_candidate: Array, s: CompleteJourneySettings, num_items: int, seed: int
 ) -> dict[str, Array]:
     """Choose test requests for ranking all candidate items; their truth is every candidate item of the basket."""
     moment, item = basket // num_items, basket % num_items
@@ -438,4 +429,13 @@ def _ranking(
     }
 
 
-__all__ = ["FLAGS", "LISTS", "CompleteJourney", "Pools", "Settings", "candidate_items", "read_pools", "weeks_of"]
+__all__ = [
+    "FLAGS",
+    "LISTS",
+    "CompleteJourney",
+    "CompleteJourneySettings",
+    "Pools",
+    "candidate_items",
+    "read_pools",
+    "weeks_of",
+]

@@ -49,7 +49,6 @@ class MadeRequests:
     candidate_fields: tuple[Field, ...] = ()
     context_fields: tuple[Field, ...] = ()  # context columns that models may read; others are identifiers only
     counts: Mapping[str, int] = field(default_factory=dict)
-    vocabularies: Mapping[str, list[str]] = field(default_factory=dict)  # of new categorical columns; written to vocab/
 
 
 class RequestProtocol(typing.Protocol):
@@ -63,7 +62,10 @@ class RequestProtocol(typing.Protocol):
         ...
 
     def make_requests(self, core: Core, folder: Path, *, seed: int, settings: Mapping[str, Any]) -> MadeRequests:
-        """Return the requests of every split; may write candidate universes into `folder / "pools"`."""
+        """Return the requests of every split.
+
+        May write candidate universes into `folder / "pools"`; writes the vocabulary of each new categorical column.
+        """
         ...
 
 
