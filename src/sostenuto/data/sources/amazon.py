@@ -14,6 +14,7 @@ from sostenuto.data.spec import DataSpec, make_spec
 
 TERMS = "Amazon product data of J. McAuley (UCSD): research use, cite the papers named there; no redistribution."
 DAY_MS = 86_400_000
+SPARSE = {"popularity_days": 365}  # few events a month
 FIRST_DAY_MS = 946_684_800_000  # 2000-01-01, where order-only sequences begin
 
 
@@ -52,11 +53,12 @@ def _build_sequences(name: str, title: str, stem: str, folder: Path, cache: Path
             "fields": {"attributes": {"kind": "multi", "width": 8}},
         },
     }
-    return _spec(name, cache, tables)
+    return _spec(name, cache, tables, {"popularity": "training"})  # positions are no calendar
 
 
-def _spec(name: str, folder: Path, tables: dict[str, Any]) -> DataSpec:
-    head = {"name": name, "folder": str(folder), "time_zone": "UTC", "terms": TERMS, "protocol": "leave-last-out"}
+def _spec(name: str, folder: Path, tables: dict[str, Any], settings: dict[str, Any]) -> DataSpec:
+    head: dict[str, Any] = {"name": name, "folder": str(folder), "time_zone": "UTC", "terms": TERMS}
+    head["protocol"] = {"name": "leave-last-out"} | settings
     return make_spec(head | tables, origin=name)
 
 
@@ -104,7 +106,7 @@ def _build_instruments(folder: Path, cache: Path) -> DataSpec:
             user="reviewerID", item="asin", time=pl.col("time").dt.replace_time_zone("UTC"), rating="overall"
         ).write_parquet(path)
     tables = {"events": {"files": path.name, "user": "user", "item": "item", "time": "time", "value": "rating"}}
-    return _spec("amazon-musical-instruments", cache, tables)
+    return _spec("amazon-musical-instruments", cache, tables, SPARSE)
 
 
 def _build_grocery(folder: Path, cache: Path) -> DataSpec:
@@ -121,7 +123,7 @@ def _build_grocery(folder: Path, cache: Path) -> DataSpec:
         "events": {"files": "events.parquet", "user": "user_id", "item": "item_id", "time": "time"},
         "items": {"files": "items.parquet", "item": "item_id", "categories": ["i_category"]},
     }
-    return _spec("amazon-grocery", cache, tables)
+    return _spec("amazon-grocery", cache, tables, SPARSE)
 
 
 SOURCES = (

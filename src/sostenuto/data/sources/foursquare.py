@@ -72,7 +72,7 @@ def build(folder: Path, cache: Path) -> DataSpec:
                 "categories": ["group", "kind"],
                 "fields": {"cell": "categorical", "lat": "numeric", "lon": "numeric", "name": "text"},
             },
-            "protocol": SOURCE.protocol,
+            "protocol": {"name": SOURCE.protocol, "popularity_days": 90},  # many venues see few visits a month
         },
         origin=SOURCE.name,
     )

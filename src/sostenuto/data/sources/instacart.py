@@ -64,7 +64,8 @@ def build(folder: Path, cache: Path) -> DataSpec:
                 "time": "time",
                 "session": "order_id",
             },
-            "protocol": SOURCE.protocol,
+            # users' clocks cannot be compared, so neither can what is popular at a time
+            "protocol": {"name": SOURCE.protocol, "popularity": "training"},
         },
         origin=SOURCE.name,
     )
