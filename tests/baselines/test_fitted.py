@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import check_grad
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from tests.baselines.planted_requests import FEATURES, planted_batch, planted_batches, planted_logit, scores, subset
@@ -119,25 +119,19 @@ def test_the_same_data_and_seed_give_the_same_fit(name):
     np.testing.assert_array_equal(scores(pair[0], valid[0]), scores(pair[1], valid[0]))
 
 
-def test_logistic_gradient_is_right_and_its_newton_steps_end_where_scikit_learn_ends():
+def test_logistic_ends_where_scikit_learn_ends():
     train = planted_batches(0, 4, requests=20)
     ranker = Logistic(LogisticConfig(l2_grid=(1e-2,), products=True), FEATURES)
     ranker.fit(train, train[:1])
     matrices, labels = read_batches(ranker.columns, train, split="train")
-    penalty = np.full(len(ranker.weight), 1e-2)
-    rng = np.random.default_rng(0)
-    error = check_grad(
-        lambda w: ranker._curvature(matrices, labels, w, penalty)[0],
-        lambda w: ranker._curvature(matrices, labels, w, penalty)[1],
-        rng.normal(size=len(penalty)) * 0.1,
-    )
-    assert error < 1e-5
-    x = np.concatenate([ranker._expanded(m) for m in matrices])[:, :-1]
+    x = np.concatenate([ranker._expanded(m, np.float64) for m in matrices])[:, :-1]
     y = np.concatenate(labels)
     # scikit-learn sums the loss and multiplies it by C: C = 1 / (n * l2)
     oracle = LogisticRegression(C=1 / (len(y) * 1e-2), tol=1e-10, max_iter=5000).fit(x, y)
     np.testing.assert_allclose(ranker.weight[:-1], oracle.coef_[0], atol=2e-4)
     assert ranker.weight[-1] == pytest.approx(float(oracle.intercept_[0]), abs=2e-3)
+    slope = x.T @ (expit(x @ ranker.weight[:-1] + ranker.weight[-1]) - y) / len(y) + 1e-2 * ranker.weight[:-1]
+    np.testing.assert_allclose(slope, 0.0, atol=1e-5)
 
 
 def test_logistic_names_every_weight(fitted):

@@ -1,8 +1,8 @@
 """Logistic regression on hand-made features, with a few products of them.
 
 No paper. Columns are standardised with the mean and deviation of the training candidates; small categories are
-one-hot; the products of a short list of strong columns are added, since what is constant within a request (the length
-of the history, say) can only change an order through a product. Fitted by Newton steps to convergence, so there is no
+one-hot; products of a short list of strong columns are added, since what is constant within a request (the length of
+the history, say) can only change an order through a product. Fitted by Newton steps to convergence, so there is no
 learning rate and no seed; the strength of the ridge is the one of a grid with the best log loss on validation.
 """
 
@@ -28,6 +28,7 @@ from sostenuto.baselines.design_matrix import (
     write_names,
 )
 from sostenuto.schema.errors import RunError, SpecError
+from sostenuto.schema.features import PADDING
 from sostenuto.schema.histories import RankerOutput
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 BLOCK_ROWS = 16_384  # rows expanded at once: bounds memory, keeps the block in cache
-CONVERGED = 1e-8  # relative fall of the objective in one step below which it has converged
+CONVERGED = 1e-7  # relative fall of the objective in one step below which it has converged
 MAX_PASSES = 40  # over the data, for one ridge
 
 
@@ -47,7 +48,7 @@ MAX_PASSES = 40  # over the data, for one ridge
 class LogisticConfig:
     """What is expanded and how the ridge is chosen."""
 
-    l2_grid: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # ridge on the mean log loss; tried from strong to weak
+    l2_grid: tuple[float, ...] = (1e-3, 1e-4, 1e-5)  # ridge on the mean log loss; tried from strong to weak
     max_codes: int = 64  # larger categories are left out
     products: bool = True  # add the products of strong columns
 
@@ -63,7 +64,9 @@ class Logistic:
         self.config = config
         self.columns = design_columns(features, max_codes=config.max_codes)
         self.num_numeric = sum(not column.is_categorical for column in self.columns)
-        self.crossed = crossed_columns(self.columns, features) if config.products else ()
+        strong = strong_columns(self.columns, features) if config.products else ()
+        self.crossed = tuple((a, b) for a in strong for b in strong if a <= b)
+        self.gapped = tuple((a, b) for b in self._optional(features) for a in strong)
         self.mean = np.zeros(self.num_numeric)
         self.scale = np.ones(self.num_numeric)
         self.weight: Array | None = None  # the last entry is the intercept
@@ -85,7 +88,7 @@ class Logistic:
         matrix = design_matrix(self.columns, state, candidates, context)
         # float64: a row's sum must not depend on how many rows stand beside it
         starts = range(0, len(matrix), BLOCK_ROWS)
-        logits = [self._expanded(matrix[at : at + BLOCK_ROWS]) @ self.weight for at in starts]
+        logits = [self._expanded(matrix[at : at + BLOCK_ROWS], np.float64) @ self.weight for at in starts]
         flat = np.concatenate([np.zeros(0), *logits]).astype(np.float32)
         return RankerOutput(logits=torch.from_numpy(flat).to(candidates.match.device))
 
@@ -95,7 +98,7 @@ class Logistic:
         valid_matrices, valid_labels = read_batches(self.columns, valid, split="valid")
         positives = positive_share(labels)
         self.mean, self.scale = moments([m[:, : self.num_numeric] for m in matrices])
-        weight = np.zeros(self._expanded(matrices[0][:1]).shape[1])
+        weight = np.zeros(len(self.names()))
         weight[-1] = np.log(positives / (1 - positives))
         best, best_l2, chosen, passes = np.inf, 0.0, weight, 0
         for l2 in sorted(self.config.l2_grid, reverse=True):  # each starts where the stronger one ended
@@ -135,23 +138,42 @@ class Logistic:
         arrays = load_file(folder / "weights.safetensors")
         self.mean, self.scale, self.weight = arrays["mean"], arrays["scale"], arrays["weight"]
 
+    def _optional(self, features: FeatureSpec) -> tuple[int, ...]:
+        """Return the categorical columns of the candidate that may be missing: a candidate of another list, say."""
+        names = {f.name for f in features.candidate_fields}
+        return tuple(n for n, c in enumerate(self.columns) if c.is_categorical and c.name in names)
+
     def names(self) -> list[str]:
         """Return the name of every weight, the intercept last: for reading a fitted model."""
         numeric = [column.name for column in self.columns[: self.num_numeric]]
         products = [f"{numeric[a]} * {numeric[b]}" for a, b in self.crossed]
+        products += [f"{numeric[a]} * no {self.columns[b].name}" for a, b in self.gapped]
         codes = [f"{c.name} = {code}" for c in self.columns[self.num_numeric :] for code in range(c.size)]
         return [*numeric, *products, *codes, "intercept"]
 
-    def _expanded(self, block: Array) -> Array:
-        """Return (n, number of weights) float64: standardised numbers, products, one-hot codes, 1."""
-        numbers = np.nan_to_num((block[:, : self.num_numeric] - self.mean) / self.scale, nan=0.0)
-        parts = [numbers]
-        if self.crossed:
-            left, right = (list(side) for side in zip(*self.crossed, strict=True))
-            parts.append(numbers[:, left] * numbers[:, right])
-        for at, column in enumerate(self.columns[self.num_numeric :], self.num_numeric):
-            parts.append((block[:, at, None] == np.arange(column.size)).astype(np.float64))
-        return np.concatenate([*parts, np.ones((len(block), 1))], axis=1)
+    def _expanded(self, block: Array, dtype: type) -> Array:
+        """Return (n, number of weights): standardised numbers, products, one-hot codes, 1; columns as in `names`.
+
+        Built column by column, so it lies column-major in memory.
+        """
+        out: Array = np.empty((len(self.names()), len(block)), dtype)
+        columns = np.ascontiguousarray(block.T)
+        numbers = out[: self.num_numeric]
+        np.subtract(columns[: self.num_numeric], self.mean[:, None], out=numbers, casting="same_kind")
+        numbers /= self.scale[:, None].astype(dtype)
+        np.nan_to_num(numbers, copy=False, nan=0.0)
+        at = self.num_numeric
+        for left, right in self.crossed:
+            np.multiply(numbers[left], numbers[right], out=out[at])
+            at += 1
+        for left, gap in self.gapped:
+            np.multiply(numbers[left], columns[gap] == PADDING, out=out[at])
+            at += 1
+        for n, column in enumerate(self.columns[self.num_numeric :], self.num_numeric):
+            out[at : at + column.size] = columns[n] == np.arange(column.size)[:, None]
+            at += column.size
+        out[at] = 1.0
+        return out.T
 
     def _newton(self, matrices: list[Array], labels: list[Array], weight: Array, l2: float) -> tuple[Array, int]:
         """Minimise mean log loss + l2 / 2 * |weight|^2, the intercept free; return the weight and the passes taken."""
@@ -179,12 +201,11 @@ class Logistic:
         loss, gradient = 0.0, np.zeros(len(weight))
         hessian = np.zeros((len(weight), len(weight)))
         for x, y in self._blocks(matrices, labels):
-            logit = x @ weight
-            p = expit(logit)
-            loss += float(np.sum(np.logaddexp(0.0, logit) - y * logit))
+            logit = x @ weight.astype(np.float32)
+            p = expit(logit)  # float32, like x: its noise is far below that of the labels
+            loss += float(np.sum(np.logaddexp(0.0, logit) - y * logit, dtype=np.float64))
             gradient += (p - y) @ x
-            # single precision only bends the direction of a step, not the place where the steps end
-            scaled = (x * np.sqrt(p * (1 - p))[:, None]).astype(np.float32)
+            scaled = x * np.sqrt(p * (1 - p))[:, None]
             hessian += scaled.T @ scaled
         count = sum(map(len, labels))
         ridge = 0.5 * float(penalty @ weight**2)
@@ -200,20 +221,22 @@ class Logistic:
     def _blocks(self, matrices: list[Array], labels: list[Array]) -> Iterator[tuple[Array, Array]]:
         for matrix, label in zip(matrices, labels, strict=True):
             for at in range(0, len(matrix), BLOCK_ROWS):
-                yield self._expanded(matrix[at : at + BLOCK_ROWS]), label[at : at + BLOCK_ROWS]
+                x = self._expanded(matrix[at : at + BLOCK_ROWS], np.float32)
+                yield x, label[at : at + BLOCK_ROWS].astype(np.float32)
 
 
-def crossed_columns(columns: tuple[Column, ...], features: FeatureSpec) -> tuple[tuple[int, int], ...]:
-    """Return the pairs of numeric columns whose products are added, squares included.
+def strong_columns(columns: tuple[Column, ...], features: FeatureSpec) -> tuple[int, ...]:
+    """Return the numeric columns whose products are added.
 
-    Strong columns: count, decayed count and recency of the item and of its finest category, the popularities, and the
-    length of the history.
+    Counts, decayed counts, recency and share of the item and of its finest category, the popularities, and the length
+    of the history.
     """
     levels = ["item", *(level.name for level in features.categories[-1:])]
-    strong = [f"{level}.{name}" for level in levels for name in ("count", "decayed_28d", "recency")]
-    strong += [f.name for f in features.candidate_fields if f.kind == "numeric" and f.name.startswith("popularity")]
-    at = [n for n, column in enumerate(columns) if column.name in {*strong, LENGTH}]
-    return tuple((a, b) for a in at for b in at if a <= b)
+    strong = {
+        f"{level}.{name}" for level in levels for name in ("count", "decayed_7d", "decayed_28d", "recency", "share")
+    }
+    strong |= {f.name for f in features.candidate_fields if f.kind == "numeric" and f.name.startswith("popularity")}
+    return tuple(n for n, column in enumerate(columns) if column.name in strong | {LENGTH})
 
 
 def moments(matrices: list[Array]) -> tuple[Array, Array]:
@@ -224,4 +247,4 @@ def moments(matrices: list[Array]) -> tuple[Array, Array]:
     return mean, np.where(square > 1e-12, np.sqrt(square), 1.0)
 
 
-__all__ = ["Logistic", "LogisticConfig", "crossed_columns", "moments"]
+__all__ = ["Logistic", "LogisticConfig", "moments", "strong_columns"]
