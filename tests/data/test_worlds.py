@@ -10,7 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from sostenuto.data.preparation import prepare
 from sostenuto.data.prepared import Array, PreparedData
+from sostenuto.data.spec import load_spec
 from sostenuto.data.worlds import (
     CANDIDATES,
     LOYALTY,
@@ -250,3 +252,29 @@ def test_prepared_world_is_deterministic(tmp_path: Path) -> None:
     again = world_prepared("noise", tmp_path / "b", events=2_000, seed=2)
     assert first.manifest.arrays_hash == again.manifest.arrays_hash
     assert isinstance(first, PreparedData)
+
+
+@pytest.mark.parametrize("name", ["drift", "several_interests"])
+def test_a_written_world_goes_through_prepare_and_keeps_its_truth(name: str, tmp_path: Path) -> None:
+    spec = make_world(name, tmp_path / "world", events=2_000, seed=4)
+    data = prepare(load_spec(spec), tmp_path / "out")
+    exposures = pl.read_parquet(tmp_path / "world" / "exposures.parquet")
+    truth = exposures.with_columns(pl.read_parquet(tmp_path / "world" / "truth.parquet")["logit"])
+    logit = {
+        (user, int(time.timestamp()) * 1000, item): value
+        for user, time, item, value in truth.select("user", "time", "item", "logit").iter_rows()
+    }
+    items, users = data.vocabulary("item"), data.vocabulary("user")
+    labels, logits = [], []
+    for split in ("train", "valid", "test"):
+        r = data.requests(split)
+        row = np.repeat(np.arange(len(r)), np.diff(r.offsets))
+        labels.append(r.label)
+        logits += [
+            logit[int(users[r.user[q]]), int(r.time_ms[q]), int(items[i])] for q, i in zip(row, r.item, strict=True)
+        ]
+    assert len(logits) == exposures.height
+    stated = json.loads((tmp_path / "world" / "truth.json").read_text())["oracle_auc"]
+    assert auc(np.concatenate(labels), np.array(logits)) == pytest.approx(stated, abs=0.03)
+    assert data.item_field("vector").shape == (data.features.num_items, 8)
+    assert [level.name for level in data.features.categories] == ["group", "kind"]

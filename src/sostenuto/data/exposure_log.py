@@ -264,7 +264,7 @@ class ExposureIntake:
     def finish(self, indices: dict[str, Array]) -> Path:
         """Give items and places their final indices."""
         frame = pl.read_parquet(self._path)
-        final = [pl.Series(name, index[frame[name].to_numpy()]) for name, index in indices.items()]
+        final = [pl.Series(name, index[frame[name].to_numpy()]) for name, index in indices.items() if name in frame]
         path = self.folder / "exposures.parquet"
         frame.with_columns(final).write_parquet(path)
         return path

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from sostenuto.data.preparation import prepare
 from sostenuto.data.sources import SOURCES, find_source, get, locate, open_source
 from sostenuto.data.sources.instacart import order_clock
 from sostenuto.data.sources.locating import package_folder
@@ -328,3 +329,35 @@ def test_real_files_have_the_stated_counts(name: str, tmp_path: Path) -> None:
         assert usable[log.item].n_unique() == stated["items"]
     if name == "taobao-mm":
         assert table(spec, spec.exposures).height == stated["requests"]
+
+
+@pytest.mark.parametrize("name", ["instacart-sample", "movielens-100k"])
+def test_small_packages_go_through_prepare(name: str, tmp_path: Path) -> None:
+    try:
+        spec = open_source(name, tmp_path / "cache")
+    except MissingSource as gone:
+        pytest.skip(f"needs the real data: {gone}")
+    data = prepare(spec, tmp_path / "out")
+    assert data.manifest.counts["rows_kept"] == find_source(name).statistics["events"]
+    assert data.manifest.protocol is not None
+    assert data.manifest.protocol.name == find_source(name).protocol
+    for split in ("train", "valid", "test"):
+        r = data.requests(split)
+        assert len(r) > 500
+        assert (np.bincount(np.repeat(np.arange(len(r)), np.diff(r.offsets)), r.label) > 0).all()
+
+
+@pytest.mark.slow
+def test_complete_journey_goes_through_prepare(tmp_path: Path) -> None:
+    try:
+        spec = open_source("complete-journey", tmp_path / "cache")
+    except MissingSource as gone:
+        pytest.skip(f"needs the real data: {gone}")
+    data = prepare(spec, tmp_path / "out")
+    counts = data.manifest.counts
+    assert counts["rows_kept"] == counts["rows_read"] == 1_469_307
+    assert (counts["requests_train"], counts["requests_valid"], counts["requests_test"]) == (102_396, 11_313, 11_271)
+    for split in ("train", "valid", "test"):
+        r = data.requests(split)
+        cell = np.repeat(np.arange(len(r)), np.diff(r.offsets)) * 2 + r.list_id
+        assert (np.bincount(cell) == 6 * np.bincount(cell, r.label)).all()
