@@ -295,7 +295,7 @@ def deep_target_attention(
 ) -> Tensor:
     """Do the same with further hidden layers between the first one and the readout, by plain autograd.
 
-    `unit.out` reads the last of them; `deeper` maps (..., H) to (..., H2). The first layer is factored all the same;
+    `unit.out` reads the last of them; `deeper` maps (M, H) to (M, H2). The first layer is factored all the same;
     each request is recomputed in the backward pass.
     """
 
@@ -309,7 +309,7 @@ def deep_target_attention(
         if e is not None:
             pre = pre + e[:, None, :]
         first = pre.relu() if unit.slope is None else torch.where(pre > 0, pre, pre * unit.slope)
-        scores = deeper(first) @ unit.out + unit.out_bias
+        scores = (deeper(first.flatten(0, 1)) @ unit.out).view(first.shape[:2]) + unit.out_bias
         weights = scores.softmax(0) if normalise == "softmax" else scores
         if normalise == "sqrt_length":
             weights = scores * scores.shape[0] ** -0.5
