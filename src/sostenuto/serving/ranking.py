@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sostenuto.features.collation import Collator
+from sostenuto.features.missing import missing_column
 from sostenuto.schema.errors import DataError, did_you_mean
-from sostenuto.schema.features import FIRST_KNOWN, UNKNOWN, Field
+from sostenuto.schema.features import FIRST_KNOWN, UNKNOWN
 
 if TYPE_CHECKING:
     from sostenuto.data.prepared import PreparedData
@@ -174,11 +175,11 @@ class HistoryRanker:
             event_fields={f.name: b.fields[f.name][rows] for f in features.behaviour_fields},
             candidate_offsets=np.arange(variants + 1, dtype=np.int64) * len(items),
             item=np.tile(items, variants),
-            candidate_fields={f.name: _missing(f, variants * len(items)) for f in features.candidate_fields},
+            candidate_fields={f.name: missing_column(f, variants * len(items)) for f in features.candidate_fields},
             user=np.full(variants, user, np.int64),
             time_ms=np.full(variants, moment, np.int64),
             place=np.full(variants, place, np.int64),
-            context_fields={f.name: _missing(f, variants) for f in features.context_fields},
+            context_fields={f.name: missing_column(f, variants) for f in features.context_fields},
         )
 
     def _explain(
@@ -280,14 +281,6 @@ class HistoryRanker:
     def _place(self, place: int) -> str:
         path = self.data.folder / "vocab" / "place.parquet"
         return self.data.vocabulary("place")[place] if place >= FIRST_KNOWN and path.is_file() else ""
-
-
-def _missing(column: Field, rows: int) -> Array:
-    if column.kind == "categorical":
-        return np.zeros(rows, np.int64)
-    if column.kind == "numeric":
-        return np.full(rows, np.nan, np.float32)
-    return np.zeros((rows, column.width), np.int64 if column.kind == "multi" else np.float32)
 
 
 __all__ = ["HistoryRanker", "Ranked", "Ranking", "Reason"]
