@@ -45,7 +45,7 @@ ALLOCATOR_SLACK = 1.15  # live bytes to resident bytes: holes left by tensors of
 class MemoryPlan:
     """Bytes by purpose. `peak` is what the process holds at most, libraries and opened data included."""
 
-    process: int  # resident before the ranker is built: interpreter, libraries, opened data, popularity index
+    process: int  # resident without the ranker: interpreter, libraries, opened data, popularity index
     data_pages: int = 0  # of memory-mapped files, still to be read
     tables: int = 0
     dense: int = 0
@@ -56,7 +56,7 @@ class MemoryPlan:
     evaluation: int = 0  # of the heaviest validation batch, and predictions
     fitting: int = 0  # design matrix and what the library makes of it
     restoring: int = 0  # state read when a run is resumed
-    highest_so_far: int = 0  # peak of the process before the plan was made
+    highest_so_far: int = 0  # peak of the process when the plan was made, trials included
     heaviest: Mapping[str, int] = field(default_factory=dict)  # requests, events, candidates, pairs of that batch
     tried: bool = True  # False: the heaviest batch would not fit and was only scaled up
     available: int = 0  # bytes the machine had left when the plan was made; 0 = unknown
@@ -123,6 +123,12 @@ def peak_bytes() -> int:
     import sys
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` start anew from what is resident now, where the system can: several runs share a process."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def available_bytes() -> int:
@@ -362,8 +368,6 @@ class _Batches:
 
     load: Load
     ahead: int
-    sample: RequestBatch  # a heavy batch, collated
-    index: int
 
 
 def _weigh(loader: RequestLoader, epochs: Iterable[int], recent: int | None) -> _Batches | None:
@@ -376,7 +380,7 @@ def _weigh(loader: RequestLoader, epochs: Iterable[int], recent: int | None) -> 
     of_events = tensor_bytes(batch.histories)
     of_candidates = tensor_bytes(batch) - of_events
     ahead = batches_ahead(load, of_events / events, of_candidates / candidates, loader.prefetch + 2)
-    return _Batches(load=load, ahead=ahead + extra, sample=batch, index=index)
+    return _Batches(load=load, ahead=ahead + extra)
 
 
 def plan_memory(
@@ -387,58 +391,62 @@ def plan_memory(
     train_loader: RequestLoader,
     valid_loader: RequestLoader,
     objective: Objective | None,
-    process: int,
     device: torch.device,
     restoring: int = 0,
 ) -> MemoryPlan:
     """Plan the memory of a run.
 
+    A fitted ranker is asked for `fit_bytes(train_candidates, valid_candidates)`, the bytes its `fit` holds at most.
+
     Args:
         ranker:       built, on its device; left as it was.
         objective:    of a neural ranker; None for fitted and rule ones.
-        process:      `resident_bytes()` before the ranker was built.
         restoring:    bytes of the saved state that a resume will read.
     """
-    release_freed()
-    highest = peak_bytes()
-    recent = config.view.recent
     available = available_bytes()
-    parts = [(valid_loader.requests, valid_loader.rows)]
-    is_rule = objective is None and not hasattr(ranker, "fit")
-    if not is_rule:
-        parts.append((train_loader.requests, train_loader.rows))
-    pages = pages_to_read(data, parts)
+    fit_bytes = getattr(ranker, "fit_bytes", None)
+    trains = objective is not None or hasattr(ranker, "fit")
+    loaders = [valid_loader, train_loader] if trains else [valid_loader]
+    pages = pages_to_read(data, [(loader.requests, loader.rows) for loader in loaders])
+    recent = config.view.recent
     valid = _weigh(valid_loader, (0,), recent)
     epochs = range(config.budget.epochs) if objective is not None else (0,)
-    train = None if is_rule else _weigh(train_loader, epochs, recent)
+    train = _weigh(train_loader, epochs, recent) if trains else None
+    weighed = [w for w in (valid, train) if w is not None]
     plan = MemoryPlan(
-        process=process,
+        process=0,
         data_pages=pages,
-        batches=max(valid.ahead if valid else 0, train.ahead if train else 0),
-        highest_so_far=highest,
+        batches=max((w.ahead for w in weighed), default=0),
         restoring=restoring,
         available=available,
     )
-    scored = int(valid.load.candidates.sum()) * PREDICTION_BYTES if valid else 0
-    if objective is None:
-        fit_bytes = getattr(ranker, "fit_bytes", None)
-        if fit_bytes is not None and train is not None and valid is not None:
-            rows = int(train.load.candidates.sum()), int(valid.load.candidates.sum())
-            plan = replace(plan, fitting=int(fit_bytes(*rows)))
-        return _advised(replace(plan, evaluation=scored, heaviest=train.load.at(train.index) if train else {}), config)
-    assert train is not None, "a neural run has training batches"
-    tables = sum(p.nbytes for p in table_parameters(ranker).values())
-    dense = sum(p.nbytes for p in ranker.parameters()) + sum(b.nbytes for b in ranker.buffers()) - tables
-    gradients = sum(p.nbytes for p in dense_parameters(ranker).values())
-    plan = replace(
-        plan, tables=tables, dense=dense, gradients=gradients, optimiser=optimiser_bytes(ranker, config.training)
-    )
-    plan = _with_activations(plan, ranker, train, train_loader, objective, config, device)
-    if plan.tried and valid is not None:
-        heaviest = int(np.argmax(valid.load.pairs + valid.load.events))
-        batch = valid_loader.collator.batch(valid_loader.requests, valid.load.rows[heaviest])
-        scored += int(ALLOCATOR_SLACK * scoring_bytes(ranker, batch.to(device)))
-    return _advised(replace(plan, evaluation=scored), config)
+    if train is not None:
+        plan = replace(plan, heaviest=train.load.at(train.load.heaviest()[0]))
+    if fit_bytes is not None and train is not None:
+        rows = int(train.load.candidates.sum()), int(valid.load.candidates.sum()) if valid else 0
+        plan = replace(plan, fitting=int(fit_bytes(*rows)))
+    if objective is not None and train is not None:
+        tables = sum(p.nbytes for p in table_parameters(ranker).values())
+        plan = replace(
+            plan,
+            tables=tables,
+            dense=sum(p.nbytes for p in ranker.parameters()) + sum(b.nbytes for b in ranker.buffers()) - tables,
+            gradients=sum(p.nbytes for p in dense_parameters(ranker).values()),
+            optimiser=optimiser_bytes(ranker, config.training),
+        )
+        plan = _with_activations(plan, ranker, train, train_loader, objective, config, device)
+    if valid is not None:
+        scoring = int(valid.load.candidates.sum()) * PREDICTION_BYTES
+        if plan.tried and not hasattr(ranker, "fit"):
+            heaviest = int(np.argmax(valid.load.pairs + valid.load.events))
+            batch = valid_loader.collator.batch(valid_loader.requests, valid.load.rows[heaviest])
+            scoring += int(ALLOCATOR_SLACK * scoring_bytes(ranker, batch.to(device)))
+            del batch
+        plan = replace(plan, evaluation=scoring)
+    # after the trials: what they made the system load of libraries stays, what they allocated is given back
+    release_freed()
+    process = resident_bytes() - (plan.tables + plan.dense if device.type == "cpu" else 0)
+    return _advised(replace(plan, process=max(process, 0), highest_so_far=peak_bytes()), config)
 
 
 def _with_activations(
@@ -459,7 +467,7 @@ def _with_activations(
     light_pairs = max(int(lengths.sum()), 1)
     light_bytes = training_bytes(ranker, light, objective, config.training)
     whole = int(light_bytes * max(load.pairs[by_pairs] / light_pairs, len(load.rows[by_pairs]) / len(light_rows)))
-    if plan.available and plan.process + whole > 0.9 * (plan.process + plan.available):
+    if plan.available and whole > 0.9 * plan.available:
         return replace(plan, activations=whole, heaviest=load.at(by_pairs), tried=False)
     most, at = 0, by_pairs
     for index in load.heaviest():
@@ -493,6 +501,7 @@ __all__ = [
     "Load",
     "MemoryPlan",
     "available_bytes",
+    "forget_peak",
     "load_of",
     "optimiser_bytes",
     "peak_bytes",

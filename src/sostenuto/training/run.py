@@ -26,7 +26,7 @@ from sostenuto.training.checkpoint import load_state, save_state
 from sostenuto.training.config import RunConfig, plain
 from sostenuto.training.loop import Hooks, Progress, restore, train
 from sostenuto.training.losses import objective_named
-from sostenuto.training.memory import MemoryPlan, peak_bytes, plan_memory, release_freed, resident_bytes
+from sostenuto.training.memory import MemoryPlan, forget_peak, peak_bytes, plan_memory
 from sostenuto.training.optimiser import RankerOptimiser
 from sostenuto.training.reporting import Reporter, SilentReporter
 from sostenuto.training.run_folder import (
@@ -223,14 +223,13 @@ def run_training(
         there = _take_folder(Path(out), wanted, resume=resume, reporter=reporter)
         if (finished := finished_of(there)) is not None:
             return RunResult(folder=Path(out), config=config, finished=finished)
+        forget_peak()
         run = _open(opened, Path(out), config, device, reporter)
-        release_freed()
-        process = resident_bytes()
         ranker: Any = build(config.model, config.model_config, run.collator.features, seed=config.training.seed)
         if entry.kind == "neural":
-            finished = _run_neural(run, ranker.to(device), entry.objective, there, process)
+            finished = _run_neural(run, ranker.to(device), entry.objective, there)
         else:
-            finished = _run_fitted(run, ranker, entry.kind, there, process)
+            finished = _run_fitted(run, ranker, entry.kind, there)
         write_run(run.out, with_finished(there, finished))
         shutil.rmtree(run.out / "resume", ignore_errors=True)
     return RunResult(folder=run.out, config=config, finished=finished)
@@ -242,7 +241,7 @@ def _record_plan(run: _Run, there: dict[str, Any], plan: MemoryPlan) -> None:
     write_run(run.out, there)
 
 
-def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[str, Any], process: int) -> Finished:
+def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[str, Any]) -> Finished:
     training = run.config.training
     objective = objective_named(objective_name)
     saved = load_state(run.out / "resume")
@@ -253,7 +252,6 @@ def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[s
         train_loader=run.train,
         valid_loader=run.valid,
         objective=objective,
-        process=process,
         device=run.device,
         restoring=sum(t.nbytes for t in saved[0].values()) if saved else 0,
     )
@@ -297,7 +295,7 @@ def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[s
     return _finish(run, plan, progress, parameters=parameters)
 
 
-def _run_fitted(run: _Run, ranker: Any, kind: str, there: dict[str, Any], process: int) -> Finished:
+def _run_fitted(run: _Run, ranker: Any, kind: str, there: dict[str, Any]) -> Finished:
     plan = plan_memory(
         ranker,
         run.config,
@@ -305,7 +303,6 @@ def _run_fitted(run: _Run, ranker: Any, kind: str, there: dict[str, Any], proces
         train_loader=run.train,
         valid_loader=run.valid,
         objective=None,
-        process=process,
         device=run.device,
     )
     _record_plan(run, there, plan)
