@@ -101,9 +101,10 @@ def show(answer: dict[str, Any], *, with_slices: bool) -> None:
     if "comparison" in answer:
         show_comparison(answer["comparison"])
     if "full_ranking" in answer:
-        rows = [(name, value) for name, value in answer["full_ranking"].items()]
+        full = answer["full_ranking"]
         print_lines("")
-        print_table("Full ranking", ("measure", "value"), rows, numbers=("value",))
+        title = f"All {full['candidates']:,} items ranked for {full['requests']} requests"
+        print_table(title, ("metric", "value"), [(name, interval(value)) for name, value in full["metrics"].items()])
 
 
 def show_slices(lists: dict[str, Any]) -> None:

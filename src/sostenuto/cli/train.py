@@ -64,7 +64,7 @@ def train(
         ("best step", finished.best_step),
         ("parameters", finished.parameters),
         ("seconds", f"{finished.seconds:,.1f}"),
-        ("peak memory, MB", finished.peak_rss_mb),
+        ("peak memory, MB", None if finished.peak_rss_mb is None else f"{finished.peak_rss_mb:,.0f}"),
     ]
     print_lines(f"{config.name}: {result.folder}")
     print_table("", ("what", "value"), rows, numbers=("value",))

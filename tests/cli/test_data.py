@@ -1,0 +1,67 @@
+"""From a synthetic log to prepared data by the verbs alone."""
+
+import json
+
+import polars as pl
+import pytest
+
+from sostenuto.data.sources import SOURCES
+from sostenuto.data.worlds import WORLDS
+
+
+@pytest.fixture(scope="module")
+def log(call, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log")
+    call("data", "synth", "drift", "--out", folder, "--events", 2_000, "--seed", 3)
+    return folder
+
+
+def test_list_names_every_data_set_and_world(call):
+    listed = json.loads(call("data", "list", "--json").stdout)
+    assert [row["name"] for row in listed["data_sets"]] == list(SOURCES)
+    assert [row["name"] for row in listed["worlds"]] == list(WORLDS)
+    assert all(row["how_to_get"] and row["terms"] for row in listed["data_sets"])
+    shown = call("data", "list").stdout
+    assert all(name in shown for name in [*SOURCES, *WORLDS])
+
+
+def test_an_unknown_data_set_is_refused_with_the_nearest(call):
+    assert "Did you mean 'complete-journey'?" in call("data", "get", "complete-jurney", code=2).stderr
+
+
+def test_a_folder_without_the_files_says_what_is_missing(call, tmp_path):
+    answer = call("data", "prepare", "foursquare-nyc", "--from", tmp_path, "--out", tmp_path / "out", code=1)
+    assert "foursquare-nyc needs" in answer.stderr
+
+
+def test_a_spec_takes_no_from(call, log, tmp_path):
+    answer = call("data", "prepare", log / "spec.toml", "--from", tmp_path, "--out", tmp_path / "out", code=2)
+    assert "--from must go with a built-in data set" in answer.stderr
+
+
+def test_a_synthetic_log_is_prepared_and_shown(call, log, tmp_path):
+    out = tmp_path / "prepared"
+    made = json.loads(call("data", "prepare", log / "spec.toml", "--out", out, "--json").stdout)
+    assert made["counts"]["events"] == 2_000
+    shown = call("data", "show", out)
+    assert made["arrays_hash"] in shown.stdout
+    assert json.loads(call("data", "show", out, "--json").stdout)["arrays_hash"] == made["arrays_hash"]
+    again = json.loads(call("data", "prepare", log / "spec.toml", "--out", out, "--overwrite", "--json").stdout)
+    assert again["arrays_hash"] == made["arrays_hash"]
+
+
+def test_an_existing_folder_is_not_overwritten_unasked(call, log, tmp_path):
+    (tmp_path / "kept").write_text("mine")
+    call("data", "prepare", log / "spec.toml", "--out", tmp_path, code=1)
+    assert (tmp_path / "kept").read_text() == "mine"
+
+
+def test_validate_counts_what_it_read_and_what_it_refuses(call, log, tmp_path):
+    events = pl.read_parquet(log / "events.parquet")
+    bad = events.with_columns(pl.when(pl.int_range(pl.len()) < 3).then(None).otherwise(pl.col("user")).alias("user"))
+    for name in ("items.parquet", "exposures.parquet", "spec.toml"):
+        (tmp_path / name).write_bytes((log / name).read_bytes())
+    bad.write_parquet(tmp_path / "events.parquet")
+    report = json.loads(call("data", "validate", tmp_path / "spec.toml", "--json").stdout)
+    assert "2,000" in call("data", "validate", tmp_path / "spec.toml").stdout
+    assert json.dumps(report).count("missing") >= 1
