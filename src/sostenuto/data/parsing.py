@@ -51,6 +51,11 @@ def as_text(column: pl.Series, missing: tuple[str, ...]) -> pl.Series:
     return text.set(text.is_in(list(missing)), None)
 
 
+def as_id(column: pl.Series, missing: tuple[str, ...]) -> pl.Series:
+    """Return a column of ids as text; whole numbers stay numbers where no spelling of "missing" could hide in them."""
+    return column if column.dtype.is_integer() and missing == ("",) else as_text(column, missing)
+
+
 def as_number(column: pl.Series, missing: tuple[str, ...]) -> tuple[pl.Series, int]:
     """Return a column as float64 with NaN for missing, and how many cells were text but no finite number."""
     if column.dtype.is_numeric() or column.dtype == pl.Boolean:
@@ -215,13 +220,13 @@ def event_columns(source: EventSource) -> list[str]:
 def parse_events(chunk: RawChunk, source: EventSource, *, last_ms: int) -> Parsed:
     """Type the rows of an event log.
 
-    The frame has `row`, `user`, `item` (text), `time_ms`, and where the source names them `action`, `place`, `session`
-    (text), `value` (float32), `category.<level>` (text), `field.<name>` (text or float32).
+    The frame has `row`, `user`, `item` (text or whole numbers), `time_ms`, and where the source names them `action`,
+    `place`, `session` (text), `value` (float32), `category.<level>` (text), `field.<name>` (text or float32).
     An unreadable number costs its cell, not its row; it is counted.
     """
     raw, missing = chunk.frame, source.missing
     sieve = Sieve(chunk)
-    user, item = as_text(raw[source.user], missing), as_text(raw[source.item], missing)
+    user, item = as_id(raw[source.user], missing), as_id(raw[source.item], missing)
     sieve.refuse(user.is_null(), MISSING_USER)
     sieve.refuse(item.is_null(), MISSING_ITEM)
     time_ms = judge_time(sieve, raw[source.time.column], source.time, missing, last_ms)

@@ -22,6 +22,7 @@ import polars as pl
 from sostenuto.data.exposure_log import ExposureIntake
 from sostenuto.data.finishing import partial_folder
 from sostenuto.data.parsing import event_columns, not_after_ms, parse_events
+from sostenuto.data.prefetching import prefetched
 from sostenuto.data.prepared import (
     FORMAT_VERSION,
     Array,
@@ -56,6 +57,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 PIECE = 1 << 20  # rows of a sorted array handled at once; sums run piece by piece, so it is part of the result
 SMALLEST_MEMORY_MB = 64
 DEFAULT_MEMORY_MB = 1_500
+MOST_RANGES = 4_096  # files that the sort may cut the log into
 
 
 @dataclass(slots=True)
@@ -174,8 +176,9 @@ def read_events(
         columns = event_columns(source)
         for path in intake.spec.paths(source):
             consumed = 0
-            for chunk in read_chunks(path, source, columns, block_bytes=block_bytes, parquet_rows=parquet_rows):
-                parsed = parse_events(chunk, source, last_ms=last_ms)
+            chunks = read_chunks(path, source, columns, block_bytes=block_bytes, parquet_rows=parquet_rows)
+            typed = ((chunk, parse_events(chunk, source, last_ms=last_ms)) for chunk in chunks)
+            for chunk, parsed in prefetched(typed):
                 intake.read += chunk.read
                 intake.kept += len(parsed.frame)
                 intake.rejects.add(parsed.rejects)
@@ -202,6 +205,18 @@ def _open(folder: Path, name: str) -> Array:
     return array
 
 
+def _sorted_range(spilled: Spill, seed: int) -> dict[str, Array]:
+    """Return the columns of a range in order; its file is used up."""
+    records = spilled.all()
+    spilled.remove()
+    names = spilled.dtype.names or ()
+    columns = {name: np.ascontiguousarray(records[name]) for name in names}
+    del records
+    content = [name for name in names if name not in {"user", "time_ms", "session"}]
+    order = order_events(columns, seed, content=content)
+    return {name: columns.pop(name)[order] for name in names}
+
+
 def arrange(intake: Intake, folder: Path, *, seed: int, memory_mb: int, progress: Progress | None) -> Arranged:
     """Sort the spilled events by user and time within the memory allowed; the spill is used up."""
     dtype, total = intake.spill.dtype, intake.spill.length
@@ -215,9 +230,11 @@ def arrange(intake: Intake, folder: Path, *, seed: int, memory_mb: int, progress
     counts = np.zeros(len(user_ids), np.int64)
     counts[user_index[: len(intake.user_counts)]] = intake.user_counts
 
-    most = max(int(memory_mb * 1e6 / 2 / (dtype.itemsize * SORT_COPIES)), 1)
+    most = max(int(memory_mb * 1e6 / 4 / (dtype.itemsize * SORT_COPIES)), 1)  # two ranges at once, half of the memory
+    most = max(most, -(-total // MOST_RANGES))
     bounds = user_ranges(counts, most)
     parts = [Spill(folder / f"range-{at:05d}.records", dtype) for at in range(len(bounds) - 1)]
+    part_of_user = np.repeat(np.arange(len(parts), dtype=np.uint16), np.diff(bounds))
     rows = min(PIECE, max(most // 4, 1))
     for piece in intake.spill.pieces(rows):
         for name in set(remaps) & set(names):
@@ -225,8 +242,8 @@ def arrange(intake: Intake, folder: Path, *, seed: int, memory_mb: int, progress
         if len(parts) == 1:
             parts[0].append(piece)
             continue
-        part = (np.searchsorted(bounds, piece["user"], side="right") - 1).astype(np.int32)
-        order = np.argsort(part, kind="stable")
+        part = part_of_user[piece["user"]]
+        order = np.argsort(part, kind="stable")  # a radix sort, for 16 bits
         edges = np.searchsorted(part[order], np.arange(len(parts) + 1))
         for at in np.flatnonzero(np.diff(edges)).tolist():
             parts[at].append(piece[order[edges[at] : edges[at + 1]]])
@@ -236,20 +253,13 @@ def arrange(intake: Intake, folder: Path, *, seed: int, memory_mb: int, progress
     files = {name: ArrayFile(folder / f"{name}.npy", dtype[name], total) for name in stored}
     if "session" in names:
         files["session"] = ArrayFile(folder / "session.npy", np.int32, total)
-    content = [name for name in names if name not in {"user", "time_ms", "session"}]
     done = 0
-    for spilled in parts:
-        records = spilled.all()
-        spilled.remove()
-        columns = {name: np.ascontiguousarray(records[name]) for name in names}
-        del records
-        order = order_events(columns, seed, content=content)
+    for columns in prefetched(_sorted_range(spilled, seed) for spilled in parts):
         for name in stored:
-            files[name].append(columns[name][order])
+            files[name].append(columns[name])
         if "session" in names:
-            sessions = (columns[name][order] for name in ("user", "time_ms", "session"))
-            files["session"].append(session_ordinals(*sessions))
-        done += len(order)
+            files["session"].append(session_ordinals(*(columns[name] for name in ("user", "time_ms", "session"))))
+        done += len(columns["user"])
         if progress is not None:
             progress("sort", done, total)
     for file in files.values():
@@ -605,7 +615,7 @@ def prepare(
         log = None if exposures is None else exposures.arrange(arranged.indices)
         training = protocol.is_training(provisional_core(spec, arranged, log), settings=chosen.settings)
         finished = finish(intake, arranged, training, folder, items=items, users=users, progress=progress)
-        del training
+        del training, arranged  # the provisional arrays are mapped: let go of their pages
         core = finished.core
         if exposures is not None:
             core = replace(core, exposures=exposures.finish(finished.indices))

@@ -43,11 +43,14 @@ class GlobalTime:
         given = read_settings(GlobalTimeSettings, self.name, settings)
         valid_ms, test_ms = self._starts(core, given)
         groups = group_events(core, given.moment)
+        split = np.empty(len(groups), np.int8)
+        for piece in groups.pieces():
+            split[piece] = split_of(groups.time_ms(piece), valid_ms, test_ms)
         times = core.behaviours.time_ms
         made, counts = sampled_requests(
             core,
             groups,
-            split_of(groups.time_ms, valid_ms, test_ms),
+            split,
             np.asarray(times) < valid_ms,
             given,
             seed=seed,

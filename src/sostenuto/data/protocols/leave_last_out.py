@@ -33,22 +33,14 @@ class LeaveLastOutSettings(SamplingSettings):
 
 
 def _splits(groups: Groups) -> Array:
-    """Return (G,) 0 train, 1 valid, 2 test; groups are by user and time."""
+    """Return (G,) 0 train, 1 valid, 2 test; groups are by user, and sessions are numbered by their first event."""
+    user = groups.user(slice(None))
     last = np.ones(len(groups), bool)
-    last[:-1] = groups.user[1:] != groups.user[:-1]
+    last[:-1] = user[1:] != user[:-1]
     one_before = np.zeros(len(groups), bool)
     one_before[:-1] = last[1:] & ~last[:-1]
-    count = np.bincount(groups.user, minlength=int(groups.user.max()) + 1 if len(groups) else 1)
-    enough = count[groups.user] >= FEWEST_MOMENTS
+    enough = np.bincount(user, minlength=1)[user] >= FEWEST_MOMENTS
     return np.where(enough & last, 2, np.where(enough & one_before, 1, 0)).astype(np.int8)
-
-
-def _by_time(groups: Groups) -> Groups:
-    """Order the groups of every user by time (sessions are numbered by their first event, so this is a promise)."""
-    assert bool(np.all((groups.time_ms[1:] >= groups.time_ms[:-1]) | (groups.user[1:] != groups.user[:-1]))), (
-        "groups must be in order of time"
-    )
-    return groups
 
 
 class LeaveLastOut:
@@ -60,18 +52,19 @@ class LeaveLastOut:
     def is_training(self, core: Core, *, settings: Mapping[str, Any]) -> Array:
         """Return (N,) bool: events before their user's validation moment; all events of users with few moments."""
         given = read_settings(LeaveLastOutSettings, self.name, settings)
-        return self._training(core, _by_time(group_events(core, given.moment)))
+        return self._training(core, group_events(core, given.moment))
 
     def _training(self, core: Core, groups: Groups) -> Array:
         split = _splits(groups)
         valid_from = np.full(len(core.behaviours.offsets) - 1, NEVER, np.int64)
-        valid_from[groups.user[split == 1]] = groups.time_ms[split == 1]
+        valid = np.flatnonzero(split == 1)
+        valid_from[groups.user(valid)] = groups.time_ms(valid)
         return np.asarray(core.behaviours.time_ms) < valid_from[event_users(core.behaviours)]
 
     def make_requests(self, core: Core, folder: Path, *, seed: int, settings: Mapping[str, Any]) -> MadeRequests:
         """Return the requests of every split; `folder` stays as it is."""
         given = read_settings(LeaveLastOutSettings, self.name, settings)
-        groups = _by_time(group_events(core, given.moment))
+        groups = group_events(core, given.moment)
         training = self._training(core, groups)
         times = np.asarray(core.behaviours.time_ms)
         made, counts = sampled_requests(

@@ -7,7 +7,7 @@ and "was never seen before" would give them away, so they are left out and count
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ from sostenuto.data.protocols.split_times import Settings, chosen_rows
 from sostenuto.schema.errors import SpecError, did_you_mean
 
 DAY_MS = 86_400_000
+PIECE = 1 << 20  # events looked at together where all of them are
 BATCH_REQUESTS = 50_000  # requests drawn at once; the random stream restarts with each batch, so it is part of the seed
 MOST_ROUNDS = 100  # after so many draws the window is called too narrow for this request
 
@@ -36,9 +37,9 @@ class SamplingSettings(Settings):
     positive_actions: tuple[str, ...] = ()  # only these count as positives; () = all
     positive_min_value: float | None = None  # only events of at least this value count as positives
     min_history: int = Field(default=0, ge=0)  # behaviours before the request
-    train_requests: int | None = Field(default=1_000_000, ge=1)  # at most so many, drawn by the seed
-    valid_requests: int | None = Field(default=100_000, ge=1)
-    test_requests: int | None = Field(default=100_000, ge=1)
+    train_requests: int | None = Field(default=500_000, ge=1)  # at most so many, drawn by the seed
+    valid_requests: int | None = Field(default=50_000, ge=1)
+    test_requests: int | None = Field(default=50_000, ge=1)
 
     @model_validator(mode="after")
     def _window_is_used(self) -> SamplingSettings:
@@ -53,23 +54,45 @@ class SamplingSettings(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """Events by request moment: group g holds events rows[first[g]:first[g + 1]] of one user."""
+    """Events by request moment: group g holds events rows[first[g]:first[g + 1]] of one user, oldest first.
+
+    Users and times are looked up when asked for: a log has about as many moments as events.
+    """
 
     rows: Array | None  # (N,) event rows; None = 0 .. N
-    first: Array  # (G + 1,) int64
-    user: Array  # (G,) int32
-    time_ms: Array  # (G,) int64, the earliest of the group
+    first: Array  # (G + 1,)
+    behaviours: Behaviours
 
     def __len__(self) -> int:
-        return len(self.user)
+        return len(self.first) - 1
+
+    def first_event(self, groups: Array | slice) -> Array:
+        """Return the event row that opens each group."""
+        first = self.first[:-1][groups].astype(np.int64)
+        return first if self.rows is None else self.rows[first]
+
+    def user(self, groups: Array | slice) -> Array:
+        """Return (R,) int32 the user of each group."""
+        found = np.searchsorted(self.behaviours.offsets, self.first_event(groups), side="right") - 1
+        return found.astype(np.int32)
+
+    def time_ms(self, groups: Array | slice) -> Array:
+        """Return (R,) int64 the earliest time of each group."""
+        return np.asarray(self.behaviours.time_ms[self.first_event(groups)], np.int64)
 
     def take(self, groups: Array) -> tuple[Array, Array]:
         """Return the event rows of some groups and which of them (0 .. len(groups)) each belongs to."""
-        lengths = self.first[groups + 1] - self.first[groups]
+        start = self.first[groups].astype(np.int64)
+        lengths = self.first[groups + 1].astype(np.int64) - start
         owner = np.repeat(np.arange(len(groups)), lengths)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        places = self.first[groups][owner] + within
+        places = start[owner] + within
         return (places if self.rows is None else self.rows[places]), owner
+
+    def pieces(self) -> Iterator[slice]:
+        """Yield slices that cover all groups."""
+        for start in range(0, len(self), PIECE):
+            yield slice(start, min(start + PIECE, len(self)))
 
 
 def group_events(core: Core, moment: str) -> Groups:
@@ -78,25 +101,29 @@ def group_events(core: Core, moment: str) -> Groups:
     Raises:
         SpecError: sessions are asked for and the log names none.
     """
-    users = event_users(core.behaviours)
-    times = np.asarray(core.behaviours.time_ms)
+    behaviours = core.behaviours
+    rows, key = None, behaviours.time_ms
     if moment == "session":
         if core.session is None:
             raise SpecError("moment = 'session' needs `session` in [events], there is none; name it or use 'time'")
-        key = np.asarray(core.session)
-        rows = np.lexsort((key, users))  # stable: rows of a session stay in order of time
-        users, key, times = users[rows], key[rows], times[rows]
-    else:
-        rows, key = None, times
-    starts = np.ones(len(users), bool)
-    starts[1:] = (users[1:] != users[:-1]) | (key[1:] != key[:-1])
-    first = np.flatnonzero(starts)
-    return Groups(
-        rows=rows,
-        first=np.append(first, len(users)).astype(np.int64),
-        user=users[first],
-        time_ms=times[first],
-    )
+        rows = np.lexsort((core.session, event_users(behaviours)))  # stable: a session stays in order of time
+        key = core.session
+    total = len(key)
+    starts = np.zeros(total, bool)
+    for begin in range(0, total, PIECE):
+        chosen = slice(max(begin - 1, 0), min(begin + PIECE, total))
+        values = np.asarray(key[chosen] if rows is None else key[rows[chosen]])
+        starts[chosen.start + 1 : chosen.stop] = values[1:] != values[:-1]
+    opening = np.asarray(behaviours.offsets[:-1])[np.diff(behaviours.offsets) > 0]
+    starts[opening] = True  # grouping keeps the ranges of users
+    first = np.empty(int(starts.sum()) + 1, np.uint32 if total < 2**32 else np.int64)
+    filled = 0
+    for begin in range(0, total, PIECE):
+        found = np.flatnonzero(starts[begin : begin + PIECE]) + begin
+        first[filled : filled + len(found)] = found
+        filled += len(found)
+    first[-1] = total
+    return Groups(rows=rows, first=first, behaviours=behaviours)
 
 
 def positive_events(core: Core, settings: SamplingSettings) -> Array:
@@ -125,20 +152,35 @@ def positive_events(core: Core, settings: SamplingSettings) -> Array:
 class PopularityWindows:
     """The events that make items popular, sorted once by time and once by item: windows are binary searches."""
 
-    def __init__(self, time_ms: Array, item: Array, num_items: int) -> None:
-        time_ms, item = np.asarray(time_ms, np.int64), np.asarray(item, np.int64)
-        self.start = int(time_ms.min()) if len(time_ms) else 0
-        self.span = (int(time_ms.max()) - self.start + 2) if len(time_ms) else 2
+    def __init__(self, time_ms: Array, item: Array, num_items: int, counted: Array | None = None) -> None:
+        """Index the events, or those that `counted` marks."""
+        total = len(item) if counted is None else int(counted.sum())
+        edges = [(int(t.min()), int(t.max())) for t, _ in self._pieces(time_ms, item, counted) if len(t)]
+        self.start = min((low for low, _ in edges), default=0)
+        self.span = max((high for _, high in edges), default=0) - self.start + 2
         self.num_items = num_items
         if self.span * num_items >= 2**63:
             raise SpecError(
                 f"a log must span fewer than 2**63 / items ms, this one spans {self.span} ms with {num_items} items; "
                 "reject its impossible times"
             )
-        self._by_time = (time_ms - self.start) * num_items + item
+        self._by_time = np.empty(total, np.int64)
+        self._by_item = np.empty(total, np.int64)
+        filled = 0
+        for times, items in self._pieces(time_ms, item, counted):
+            inside = slice(filled, filled + len(times))
+            self._by_time[inside] = (times - self.start) * num_items + items
+            self._by_item[inside] = items * self.span + (times - self.start)
+            filled += len(times)
         self._by_time.sort()
-        self._by_item = item * self.span + (time_ms - self.start)
         self._by_item.sort()
+
+    @staticmethod
+    def _pieces(time_ms: Array, item: Array, counted: Array | None) -> Iterator[tuple[Array, Array]]:
+        for start in range(0, len(item), PIECE):
+            inside = slice(start, start + PIECE)
+            times, items = np.asarray(time_ms[inside], np.int64), np.asarray(item[inside], np.int64)
+            yield (times, items) if counted is None else (times[counted[inside]], items[counted[inside]])
 
     def _clipped(self, time_ms: Array) -> Array:
         return np.clip(np.asarray(time_ms, np.int64) - self.start, 0, self.span - 1)
@@ -155,16 +197,12 @@ class PopularityWindows:
     def counts(self, item: Array, low_ms: Array, high_ms: Array) -> Array:
         """Return how many events of each item lie in [low, high)."""
         base = np.asarray(item, np.int64) * self.span
-        low = np.searchsorted(self._by_item, base + self._clipped(low_ms))
-        return np.searchsorted(self._by_item, base + self._clipped(high_ms)) - low
-
-
-def first_of_each(keys: Array) -> Array:
-    """Return (N,) bool: is this the first time that its key occurs?"""
-    _, first = np.unique(keys, return_index=True)
-    flags = np.zeros(len(keys), bool)
-    flags[first] = True
-    return flags
+        order = np.argsort(base)  # neighbouring searches are several times faster than scattered ones
+        base = base[order]
+        low = np.searchsorted(self._by_item, base + self._clipped(low_ms)[order])
+        found = np.empty(len(base), np.int64)
+        found[order] = np.searchsorted(self._by_item, base + self._clipped(high_ms)[order]) - low
+        return found
 
 
 def ranks_within(owner: Array, size: int) -> Array:
@@ -190,32 +228,31 @@ def draw_negatives(
         wanted:          (R,) how many.
         taken:           sorted keys request * num_items + item that may not be drawn.
     Returns:
-        Request and item of every draw, by request and in order of drawing; a request whose window is too narrow gets
-        fewer.
+        Request and item of every draw, by request; a request whose window is too narrow gets fewer.
     """
     low, high = windows.bounds(low_ms, high_ms)
     missing = np.where(high > low, wanted, 0).astype(np.int64)
-    keys = np.zeros(0, np.int64)  # drawn so far, in order of drawing
-    blocked = taken
+    keys, blocked = np.zeros(0, np.int64), taken
     for _ in range(MOST_ROUNDS):
         request = np.repeat(np.arange(len(missing)), missing)
         if not len(request):
             break
         width = high[request] - low[request]
         item = windows.items_at(low[request] + (generator.random(len(request)) * width).astype(np.int64))
-        key = request * windows.num_items + item
+        key = np.sort(request * windows.num_items + item)
+        request = key // windows.num_items
         place = np.minimum(np.searchsorted(blocked, key), max(len(blocked) - 1, 0))
         fresh = (blocked[place] != key) if len(blocked) else np.ones(len(key), bool)
         if min_item_events > 1:
+            item = key % windows.num_items
             fresh &= windows.counts(item, low_ms[request], high_ms[request]) >= min_item_events
-        fresh &= first_of_each(key)
+        fresh[1:] &= key[1:] != key[:-1]
         new = key[fresh]
         keys = np.concatenate((keys, new))
         blocked = np.sort(np.concatenate((blocked, new)))
         missing = missing - np.bincount(request[fresh], minlength=len(missing))
-    request = keys // windows.num_items
-    order = np.argsort(request, kind="stable")
-    return request[order], (keys % windows.num_items)[order]
+    keys.sort()
+    return keys // windows.num_items, keys % windows.num_items
 
 
 @dataclass(slots=True)
@@ -268,6 +305,9 @@ def _draw_batch(
     afford = np.minimum(num_positives, np.bincount(negative_owner, minlength=len(chosen)) // ratio)
     counts["requests_without_candidates"] += int((afford == 0).sum())
     counts["positives_without_negatives"] += int((num_positives - afford).sum())
+    if (afford < num_positives).any():  # which of too few are left out must not follow from their indices
+        shuffled = np.lexsort((generator.random(len(negative_owner)), negative_owner))
+        negative_owner, negative_item = negative_owner[shuffled], negative_item[shuffled]
     keep_positive = ranks_within(owner, len(chosen)) < afford[owner]
     keep_negative = ranks_within(negative_owner, len(chosen)) < (afford * ratio)[negative_owner]
     all_owner = np.concatenate((owner[keep_positive], negative_owner[keep_negative]))
@@ -308,9 +348,12 @@ def sampled_requests(
     behaviours = core.behaviours
     positive = positive_events(core, settings)
     counted = positive & training if settings.popularity == "training" else positive
-    windows = PopularityWindows(behaviours.time_ms[counted], behaviours.item[counted], core.features.num_items)
+    windows = PopularityWindows(behaviours.time_ms, behaviours.item, core.features.num_items, counted)
     del counted
-    has_positive = np.add.reduceat(positive.astype(np.int32), groups.first[:-1]) > 0 if groups.rows is None else None
+    if groups.rows is None and len(groups):
+        has_positive = np.logical_or.reduceat(positive, groups.first[:-1])
+    else:
+        has_positive = np.ones(len(groups), bool)
     counts: dict[str, int] = {
         "positives_outside_universe": 0,
         "positives_beyond_most": 0,
@@ -319,18 +362,17 @@ def sampled_requests(
     }
     made = {}
     for number, name in enumerate(SPLITS):
-        wanted = split == number
-        if has_positive is not None:
-            wanted &= has_positive
-        eligible = np.flatnonzero(wanted)
+        eligible = np.flatnonzero((split == number) & has_positive)
         counts[f"{name}_moments"] = len(eligible)
         eligible = chosen_rows(eligible, settings.most(number), seed, number)
+        # in order of time, so that a batch looks at one stretch of the log
+        eligible = eligible[np.argsort(groups.time_ms(eligible), kind="stable")]
         drawn = []
         for at, start in enumerate(range(0, len(eligible), BATCH_REQUESTS)):
             chosen = eligible[start : start + BATCH_REQUESTS]
-            time_ms = groups.time_ms[chosen]
+            time_ms = groups.time_ms(chosen)
             if settings.min_history:
-                enough = prefix_lengths(behaviours, groups.user[chosen], time_ms) >= settings.min_history
+                enough = prefix_lengths(behaviours, groups.user(chosen), time_ms) >= settings.min_history
                 chosen, time_ms = chosen[enough], time_ms[enough]
             if settings.popularity == "training":
                 window = tuple(np.full(len(chosen), edge, np.int64) for edge in training_window)
@@ -350,13 +392,12 @@ def _requests(behaviours: Behaviours, groups: Groups, drawn: list[_Drawn]) -> Re
     lengths = np.concatenate([d.offsets for d in drawn]) if drawn else np.zeros(0, np.int64)
     item = np.concatenate([d.item for d in drawn]) if drawn else np.zeros(0, np.int32)
     label = np.concatenate([d.label for d in drawn]) if drawn else np.zeros(0, np.float32)
-    user, time_ms = groups.user[chosen].astype(np.int32), groups.time_ms[chosen]
-    first = groups.first[chosen]
+    user, time_ms = groups.user(chosen), groups.time_ms(chosen)
     return Requests(
         user=user,
         time_ms=time_ms,
         prefix=prefix_lengths(behaviours, user, time_ms),
-        place=np.asarray(behaviours.place[first if groups.rows is None else groups.rows[first]], np.int32),
+        place=np.asarray(behaviours.place[groups.first_event(chosen)], np.int32),
         context={},
         offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
         item=item,
@@ -379,7 +420,6 @@ __all__ = [
     "PopularityWindows",
     "SamplingSettings",
     "draw_negatives",
-    "first_of_each",
     "group_events",
     "positive_events",
     "ranks_within",
