@@ -26,6 +26,7 @@ def parse(line: str) -> None:
     import typer
 
     from sostenuto.cli.main import app
+    from sostenuto.recipes import RECIPES
 
     words = shlex.split(line, comments=True)[1:]
     for stop in ("|", ">", "2>", "&&", ";"):
@@ -36,9 +37,12 @@ def parse(line: str) -> None:
         while True:
             context = command.make_context(name, list(words), parent=context)
             if not hasattr(command, "resolve_command"):
-                return
-            rest = [*getattr(context, "protected_args", []), *context.args]
+                break
+            rest = [*context._protected_args, *context.args]  # the verb stands apart from what follows it
             name, command, words = command.resolve_command(context, rest)
+        given = context.params
+        for recipe in [given.get("recipe"), *(given.get("models") or "").split(",")]:
+            assert not recipe or recipe in RECIPES, f"no recipe is called {recipe!r}"
 
 
 def documented_commands() -> list[tuple[str, str]]:
@@ -56,9 +60,18 @@ def test_a_documented_command_can_be_typed(document, line):
     parse(line)
 
 
-@pytest.mark.parametrize("line", ["sostenuto dat list", "sostenuto data list --jsno", "sostenuto rank"])
+WRONG = [
+    "sostenuto dat list",
+    "sostenuto data list --jsno",
+    "sostenuto rank",
+    "sostenuto train DIR --recipe no_such_recipe",
+    "sostenuto compare DIR --models din,dinn --out OUT",
+]
+
+
+@pytest.mark.parametrize("line", WRONG)
 def test_a_wrong_command_is_seen(line):
-    with pytest.raises(Exception, match=r"(?i)no such|missing"):
+    with pytest.raises(Exception, match=r"(?i)no such|missing|no recipe"):
         parse(line)
 
 
