@@ -132,7 +132,7 @@ def invented_data() -> DataSummary:
         protocol_text=(
             "Request = a basket's moment (household, store, time); train weeks 9\N{EN DASH}44, valid 45\N{EN DASH}48, "
             "test 49\N{EN DASH}52.",
-            "promoted: products on promotion in that store and week; window: negatives by popularity of the last weeks.",
+            "promoted: products on promotion in that store and week; window: negatives by recent popularity.",
             "At most 10 positives a request, exactly 5 negatives per positive, seeded.",
         ),
     )

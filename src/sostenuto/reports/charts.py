@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sostenuto.reports.markup import Child, Markup, tag
 from sostenuto.reports.numbers import fixed, short_count, significant, thousands
-from sostenuto.reports.scales import Scale, domain, spread_apart, tick_digits
+from sostenuto.reports.scales import Scale, domain, linear_ticks, spread_apart, tick_digits
 
 LINE = 15.0  # least distance of neighbouring labels
 CHARACTER = 6.3  # width of a letter of the label font, near enough
@@ -179,7 +179,8 @@ def line_chart(
                     tip = f"{s.label} · {where}: {fixed(s.y[i], digits)}{interval}"
                     marks.append(_dot(px, py, s.colour, tip, hollow=s.dashed, radius=3.4))
         children.append(tag("g", *marks, class_="series faded" if s.faint else "series"))
-    ends = [(s, run[-1]) for s in series if (run := [i for i, v in enumerate(s.y) if v is not None])]
+    known = [(s, [i for i, v in enumerate(s.y) if v is not None]) for s in series if s.label]
+    ends = [(s, run[-1]) for s, run in known if run]
     wanted = [y(s.y[i] or 0.0) for s, i in ends]
     for (s, i), py, place in zip(ends, wanted, spread_apart(wanted, LINE, top, bottom), strict=True):
         from_x = x(s.x[i]) + (6 if dots else 2)
@@ -211,6 +212,14 @@ def strip(point: Point, scale: Scale, *, reference: float | None = None, height:
     children.extend(_interval_marks(point, scale, middle, digits))
     words = f"{point.label}: {fixed(point.y, digits)}{_interval_text(point.low, point.high, digits)}"
     return _svg(width, height, point.label, words, *children, class_="strip")
+
+
+def strip_axis(scale: Scale, *, height: float = 20) -> Markup:
+    """Draw the common axis of strips, for the head of their column."""
+    ticks = linear_ticks(scale.low, scale.high, 3)
+    marks = [_text(scale(t), height - 8, _tick_text(ticks, t)) for t in ticks]
+    marks += [_line(scale(t), height - 4, scale(t), height, "leader") for t in ticks]
+    return _svg(scale.start + scale.end, height, "Axis", "", *marks, class_="strip")
 
 
 def _interval_marks(point: Point, scale: Scale, middle: float, digits: int) -> list[Child]:
@@ -475,4 +484,5 @@ __all__ = [
     "scatter_chart",
     "span_chart",
     "strip",
+    "strip_axis",
 ]

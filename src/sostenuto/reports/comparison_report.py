@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from sostenuto.reports.charts import (
     scatter_chart,
     span_chart,
     strip,
+    strip_axis,
 )
 from sostenuto.reports.comparison import ComparisonResult, DataSummary, Difference, Row, Score
 from sostenuto.reports.markup import Child, Markup, join, tag
@@ -32,13 +34,15 @@ from sostenuto.reports.numbers import (
     significant,
     thousands,
 )
-from sostenuto.reports.page import facts, figure, page, section, table, tiles, write_page
+from sostenuto.reports.page import facts, figure, list_picker, list_style, page, section, table, tiles, write_page
 from sostenuto.reports.scales import Scale, domain
+from sostenuto.reports.training_charts import training_charts
 from sostenuto.reports.verdict import headline, interval, metric_title, row_label, variant
 
-SIDE_METRICS = ("gauc_user", "auc", "ndcg@10", "logloss", "pcoc", "ece")  # beside the headline, where measured
+SIDE_METRICS = ("gauc_user", "ndcg@10", "logloss", "pcoc")  # beside the headline, where measured
 SMALLER_IS_BETTER = frozenset({"logloss", "ne", "ece"})
 LINES_AT_MOST = 8
+THIN_PART = 30  # requests below which a point of a line says nothing
 FAR_BELOW = 0.04  # a chart of lines leaves out rows this far under the best: they would flatten the rest
 
 
@@ -71,29 +75,6 @@ def _by_list(comparison: ComparisonResult, make: Callable[[str], Child]) -> list
     return blocks
 
 
-def _list_style(count: int) -> str:
-    """Show the picked list only; without :has, all lists are shown one after another."""
-    rules = (
-        f"body:has(#list-{i}:checked) [data-list]:not([data-list='{i}']),body:has(#list-{i}:checked) .on-list"
-        for i in range(count)
-    )
-    return ",".join(rules) + "{display:none}@media print{[data-list]{display:block!important}}"
-
-
-def _picker(comparison: ComparisonResult) -> Markup | None:
-    if len(comparison.lists) < 2:
-        return None
-    options = [
-        tag(
-            "label",
-            tag("input", type="radio", name="list", id=f"list-{i}", checked=i == 0, autocomplete="off"),
-            tag("span", name),
-        )
-        for i, name in enumerate(comparison.lists)
-    ]
-    return tag("fieldset", tag("legend", "Candidate list"), *options, class_="lists")
-
-
 def _name_cell(row: Row, colour: str, *, baseline: bool) -> list[Child]:
     extra = variant(row)
     return [
@@ -107,7 +88,7 @@ def _name_cell(row: Row, colour: str, *, baseline: bool) -> list[Child]:
 def _versus_cell(versus: Difference | None) -> Markup:
     if versus is None:
         return tag("td", NONE, data_v="0")
-    word, kind = ("beats", "good") if versus.beats else ("loses", "bad") if versus.loses else ("no clear gap", "even")
+    word, kind = ("beats", "good") if versus.beats else ("loses", "bad") if versus.loses else ("unclear", "even")
     small = f"{signed(versus.low)} to {signed(versus.high)}"
     return tag(
         "td",
@@ -144,22 +125,14 @@ def _leaderboard(comparison: ComparisonResult, list_name: str) -> Markup:
     head = comparison.headline
     scores = {row.key: row.lists[list_name].metrics[head] for row in rows}
     span = domain([v for s in scores.values() for v in (s.mean, s.low, s.high)], padding=0.04)
-    scale = Scale(low=span[0], high=span[1], start=6, end=244)
+    scale = Scale(low=span[0], high=span[1], start=12, end=172)
     base = scores.get(comparison.baseline)
     side = [m for m in SIDE_METRICS if any(m in row.lists[list_name].metrics for row in rows)]
     heads = [
         tag("th", tag("span", "Rank", class_="hidden"), scope="col", class_="rank", data_fixed=""),
         tag("th", "Model", scope="col", class_="left"),
-        tag(
-            "th",
-            f"{fixed(span[0], 3)} ",
-            tag("span", "to", class_="strip-axis"),
-            f" {fixed(span[1], 3)}",
-            scope="col",
-            class_="left",
-            data_fixed="",
-        ),
         tag("th", metric_title(head), scope="col", aria_sort="descending"),
+        tag("th", strip_axis(scale), tag("span", "mean and interval", class_="hidden"), scope="col", data_fixed=""),
         tag("th", "against baseline", scope="col"),
         *(tag("th", metric_title(m), scope="col", data_up="" if m in SMALLER_IS_BETTER else None) for m in side),
     ]
@@ -173,8 +146,8 @@ def _leaderboard(comparison: ComparisonResult, list_name: str) -> Markup:
                 "tr",
                 tag("td", place, class_="rank", data_v=str(place)),
                 tag("th", _name_cell(row, colour[row.key], baseline=is_base), scope="row", class_="name"),
-                tag("td", chart),
                 _value_cell(scores[row.key], big=True),
+                tag("td", chart),
                 _versus_cell(row.lists[list_name].versus_baseline),
                 *(_value_cell(metrics.get(m), 3 if m in ("pcoc", "ece") else 4) for m in side),
                 class_="baseline" if is_base else None,
@@ -184,6 +157,29 @@ def _leaderboard(comparison: ComparisonResult, list_name: str) -> Markup:
     content = tag("table", caption, tag("thead", tag("tr", *heads)), tag("tbody", *body), class_="sortable")
     label = f"Leaderboard on {list_name}"
     return tag("div", content, class_="card scroll", tabindex="0", role="region", aria_label=label)
+
+
+def _every_metric(comparison: ComparisonResult, list_name: str) -> Markup:
+    """Every metric of every row, behind a fold."""
+    rows = comparison.ranked(list_name)
+    names = list(dict.fromkeys(m for row in rows for m in row.lists[list_name].metrics))
+    body: list[list[Child]] = []
+    for row in rows:
+        cells: list[Child] = [row_label(row)]
+        for name in names:
+            score = row.lists[list_name].metrics.get(name)
+            if score is None or score.mean is None:
+                cells.append(NONE)
+                continue
+            known = score.low is not None and score.high is not None
+            small = f"{fixed(score.low)} to {fixed(score.high)}" if known else f"± {fixed(score.spread)}"
+            cells.append([fixed(score.mean), tag("span", small, class_="range")])
+        versus = row.lists[list_name].versus_baseline
+        cells.append(NONE if versus is None else p_value(versus.p_holm))
+        body.append(cells)
+    heads = ["Model", *(metric_title(m) for m in names), "against baseline, Holm"]
+    numbers = table(f"Every metric on {list_name}", heads, body)
+    return tag("details", tag("summary", "Every metric, with 95 % intervals"), numbers)
 
 
 def _key() -> Markup:
@@ -213,7 +209,7 @@ def _contrasts(comparison: ComparisonResult, list_name: str) -> Markup:
         points = []
         for c in (c for c in mine if c.question == question):
             row, result = comparison.row(c.a), c.result
-            detail = "clear" if result.beats else "clear, the other way" if result.loses else "not clear"
+            detail = "" if result.beats or result.loses else "not clear"
             words = f"{row_label(row)} less {row_label(comparison.row(c.b))}: {signed(result.difference)}"
             points.append(
                 Point(
@@ -270,6 +266,7 @@ def _lengths(comparison: ComparisonResult, list_name: str) -> Markup | None:
     colour = colours(comparison.rows)
     first = rows[0].lists[list_name].by_length
     assert first is not None
+    shown = [i for i, n in enumerate(first.requests) if n >= THIN_PART] or list(range(len(first.parts)))
     series = []
     for row in rows:
         quality = row.lists[list_name].by_length
@@ -279,10 +276,10 @@ def _lengths(comparison: ComparisonResult, list_name: str) -> Markup | None:
             Series(
                 label=row_label(row),
                 colour=colour[row.key],
-                x=range(len(first.parts)),
-                y=quality.value,
-                low=quality.low,
-                high=quality.high,
+                x=range(len(shown)),
+                y=[quality.value[i] for i in shown],
+                low=[quality.low[i] for i in shown],
+                high=[quality.high[i] for i in shown],
                 dashed=_is_cut(row),
             )
         )
@@ -293,8 +290,8 @@ def _lengths(comparison: ComparisonResult, list_name: str) -> Markup | None:
         description="One line per model; bands are 95 % intervals. The numbers follow as a table.",
         y_caption=metric,
         x_caption="behaviours before the request",
-        x_names=first.parts,
-        x_details=[f"{thousands(n)} req." for n in first.requests],
+        x_names=[first.parts[i] for i in shown],
+        x_details=[f"{thousands(first.requests[i])} requests" for i in shown],
         width=1080,
         height=420,
         band=len(series) <= 3,
@@ -307,8 +304,14 @@ def _lengths(comparison: ComparisonResult, list_name: str) -> Markup | None:
     )
     left_out = [row_label(r) for r in every if r not in rows]
     words = "Dashed: cut histories."
+    if len(shown) < len(first.parts):
+        words += f" Ranges with fewer than {THIN_PART} requests stand in the numbers only."
     if left_out:
-        words += f" In the numbers only: {', '.join(left_out)}."
+        words += (
+            f" So do {', '.join(left_out)}."
+            if len(shown) < len(first.parts)
+            else f" In the numbers only: {', '.join(left_out)}."
+        )
     return figure(chart, words, numbers=numbers)
 
 
@@ -419,34 +422,12 @@ def _training(comparison: ComparisonResult) -> list[Markup]:
     for row in comparison.ranked(comparison.lists[0]):
         if any(curve.valid_step or curve.loss_step for curve in row.training):
             best.setdefault(row.model, row)
-    valid, loss = [], []
-    for row in best.values():
-        for place, curve in enumerate(row.training):
-            label = row_label(row) if place == 0 else ""
-            common = {"colour": colour[row.key], "faint": place > 0}
-            if curve.valid_step:
-                valid.append(Series(label=label, x=curve.valid_step, y=curve.valid_gauc, **common))  # type: ignore[arg-type]
-            if curve.loss_step:
-                loss.append(Series(label=label, x=curve.loss_step, y=curve.loss, **common))  # type: ignore[arg-type]
-    charts = []
-    for series, caption, words in (
-        (valid, "validation GAUC", "Validation GAUC by request; early stopping keeps the best step."),
-        (loss, "training loss", "Mean training loss between log lines."),
-    ):
-        if series:
-            chart = line_chart(
-                series,
-                title=caption.capitalize(),
-                description="One line per seed of each model, by training step.",
-                y_caption=caption,
-                x_caption="step",
-                width=560,
-                height=320,
-                band=False,
-                dots=caption.startswith("validation"),
-            )
-            charts.append(figure(chart, words))
-    return charts
+    curves = [
+        (row_label(row) if place == 0 else "", colour[row.key], curve)
+        for row in best.values()
+        for place, curve in enumerate(row.training)
+    ]
+    return training_charts(curves)
 
 
 def _date(time_ms: int, zone: ZoneInfo) -> str:
@@ -484,20 +465,24 @@ def _timeline(data: DataSummary) -> Markup | None:
     return figure(chart, f"When requests of each split were made, in {data.time_zone}: {words}.")
 
 
-def _edge(value: float) -> str:
-    return short_count(value).replace(" ", "")
+def _range_name(low: float, high: float) -> str:
+    """Name a half-open range of whole numbers; large ones roughly."""
+    if high - low <= 1:
+        return short_count(low)
+    last = high - 1 if high <= 1000 else high
+    return f"{short_count(low)}\N{EN DASH}{short_count(last)}".replace(" ", "")
 
 
 def data_section(data: DataSummary) -> Markup:
     """Make the section about the data, for any report."""
-    shown = [(name.replace("_", " "), short_count(count), "") for name, count in data.counts.items()]
+    shown = [
+        (name.replace("_", " "), thousands(count) if count < 1e6 else short_count(count), "")
+        for name, count in data.counts.items()
+    ]
     shown += [(f"history, {name}", thousands(value), "behaviours") for name, value in data.length_quantiles.items()]
     chart = None
     if data.length_counts:
-        names = [
-            _edge(low) if high - low <= 1 else f"{_edge(low)}\N{EN DASH}{_edge(high)}"
-            for low, high in zip(data.length_edges, data.length_edges[1:], strict=False)
-        ]
+        names = [_range_name(low, high) for low, high in itertools.pairwise(data.length_edges)]
         chart = figure(
             histogram(
                 names,
@@ -563,7 +548,7 @@ def _standing(comparison: ComparisonResult, list_name: str) -> Markup:
     base = row_label(comparison.row(comparison.baseline))
     return tag(
         "p",
-        f"On {list_name}: {beat} of {len(tested)} beat {base}, {even} show no clear gap, {lose} lose to it.",
+        f"Of {len(tested)} rows set against {base} on {list_name}: {beat} beat it, {lose} lose to it, {even} unclear.",
         class_="note",
     )
 
@@ -589,7 +574,10 @@ def comparison_page(comparison: ComparisonResult) -> Markup:
     parts: list[Child] = [
         section(
             "Leaderboard",
-            *_by_list(comparison, lambda n: join(_leaderboard(comparison, n), _standing(comparison, n))),
+            *_by_list(
+                comparison,
+                lambda n: join(_leaderboard(comparison, n), _standing(comparison, n), _every_metric(comparison, n)),
+            ),
             _key(),
             intro=f"Sorted by {metric}. With scripts on, a click on a heading sorts by it.",
             anchor="leaderboard",
@@ -634,15 +622,16 @@ def comparison_page(comparison: ComparisonResult) -> Markup:
         )
     curves = _training(comparison)
     if curves:
-        parts.append(section("Training", tag("div", *curves, class_="pair"), anchor="training"))
+        intro = "Best variant of each network; the strong line is the first seed."
+        parts.append(section("Training", tag("div", *curves, class_="pair"), intro=intro, anchor="training"))
     parts += [data_section(comparison.data), _method(comparison)]
     foot = tag("footer", "Made by sostenuto. This file is complete: it loads nothing from anywhere.")
     return page(
         comparison.title,
         top,
-        tag("main", _picker(comparison), *parts),
+        tag("main", list_picker(comparison.lists), *parts),
         foot,
-        extra_style=_list_style(len(comparison.lists)) if len(comparison.lists) > 1 else "",
+        extra_style=list_style(len(comparison.lists)),
     )
 
 

@@ -30,7 +30,7 @@ def markdown_table(comparison: ComparisonResult, *, metrics: Sequence[str] = ("g
     """
     heads = ["model", "history", "match"]
     heads += [f"{metric_title(m)}, {name}" for m in metrics for name in comparison.lists]
-    heads += ["ms / request", "state"]
+    heads = [_plain(head) for head in [*heads, "ms / request", "state"]]
     lines = [heads, ["---", "---", "---", *(["---:"] * (len(heads) - 3))]]
     for row in comparison.ranked(comparison.lists[0]):
         cells = [row.title + (" (baseline)" if row.key == comparison.baseline else ""), row.history]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -99,4 +100,30 @@ def tiles(entries: list[tuple[str, str, str]]) -> Markup:
     )
 
 
-__all__ = ["facts", "figure", "page", "section", "table", "tiles", "write_page"]
+def list_style(count: int) -> str:
+    """Return the rules that show the picked list only; without `:has`, all lists are shown one after another."""
+    if count < 2:
+        return ""
+    rules = (
+        f"body:has(#list-{i}:checked) [data-list]:not([data-list='{i}']),body:has(#list-{i}:checked) .on-list"
+        for i in range(count)
+    )
+    return ",".join(rules) + "{display:none}@media print{[data-list]{display:block!important}}"
+
+
+def list_picker(names: Sequence[str]) -> Markup | None:
+    """Make the choice between candidate lists; it needs no script."""
+    if len(names) < 2:
+        return None
+    options = [
+        tag(
+            "label",
+            tag("input", type="radio", name="list", id=f"list-{i}", checked=i == 0, autocomplete="off"),
+            tag("span", name),
+        )
+        for i, name in enumerate(names)
+    ]
+    return tag("fieldset", tag("legend", "Candidate list"), *options, class_="lists")
+
+
+__all__ = ["facts", "figure", "list_picker", "list_style", "page", "section", "table", "tiles", "write_page"]

@@ -35,7 +35,7 @@ class Scale:
 def _step(span: float, count: int) -> float:
     raw = span / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
-    return next(power * m for m in (1.0, 2.0, 5.0, 10.0) if power * m >= raw * 0.999)
+    return next(power * m for m in (1.0, 2.0, 5.0, 10.0) if power * m >= raw * 0.75)
 
 
 def linear_ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:

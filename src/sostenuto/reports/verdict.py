@@ -34,12 +34,12 @@ def variant(row: Row) -> str:
 def row_label(row: Row) -> str:
     """Return a row's name with its variant."""
     extra = variant(row)
-    return f"{row.title}, {extra}" if extra else row.title
+    return f"{row.title} ({extra})" if extra else row.title
 
 
 def interval(difference: Difference, digits: int = 4) -> str:
     """Return the interval of a difference in words."""
-    return f"95 % interval {signed(difference.low, digits)} to {signed(difference.high, digits)}"
+    return f"95\N{NO-BREAK SPACE}% interval {signed(difference.low, digits)} to {signed(difference.high, digits)}"
 
 
 def winner(comparison: ComparisonResult, list_name: str) -> Row | None:
