@@ -133,3 +133,22 @@ def test_bench_answers_as_json(call):
     said = json.loads(call("bench", "match_index", "--rounds", 1, "--json").stdout)
     (one,) = said["measurements"]
     assert one["ratio"] == pytest.approx(np.median(np.array(one["plain_s"]) / np.array(one["ours_s"])))
+
+
+@pytest.mark.slow  # starts two worker processes
+def test_compare_trains_tests_and_reports_and_goes_on_where_it_was(call, prepared, tmp_path):
+    words = ("compare", prepared, "--models", "popularity,repeat", "--seeds", 2, "--budget", "smoke", "--out", tmp_path)
+    first = call(*words)
+    assert "Repeat count and recency" in first.stdout
+    assert "(baseline)" in first.stdout
+    assert (tmp_path / "report.html").is_file()
+    again = call(*words, "--json")
+    assert "runs are there already" in again.stderr
+    assert {row["key"] for row in json.loads(again.stdout)["rows"]} == {"popularity", "repeat"}
+    assert "ranked by repeat" in call("rank", tmp_path, "--user", 3, "--k", 2).stdout
+
+
+def test_compare_refuses_unknown_recipes_before_it_trains(call, prepared, tmp_path):
+    words = ("compare", prepared, "--models", "repeat,treess", "--budget", "smoke", "--out", tmp_path / "new")
+    assert "Did you mean 'trees'?" in call(*words, code=2).stderr
+    assert not (tmp_path / "new").exists()

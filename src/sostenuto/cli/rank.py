@@ -41,6 +41,7 @@ def rank(
 
     Beside each item stand the past behaviours whose removal lowers its score most.
     """
+    from sostenuto.models.table import entry_of
     from sostenuto.serving.ranking import HistoryRanker
     from sostenuto.training.run import open_run
 
@@ -57,23 +58,24 @@ def rank(
     if as_json:
         print_json({"run": str(opened.folder), "model": opened.config.model, **asdict(ranking)})
     else:
-        show(ranking, opened.config.name, zone)
+        show(ranking, opened.config.name, zone, is_probability=entry_of(opened.config.model).kind != "rule")
 
 
-def show(ranking: Ranking, model: str, zone: str) -> None:
-    """Print a ranking for people."""
+def show(ranking: Ranking, model: str, zone: str, *, is_probability: bool) -> None:
+    """Print a ranking for people; what a rule gives is a score, not a probability."""
     when = local_text(ranking.time_ms, zone)
     place = f" at place {ranking.place}" if ranking.place else ""
     print_lines(
         f"User {ranking.user_id} on {when}{place}: {ranking.history_length:,} past behaviours, "
         f"{ranking.num_candidates:,} candidates, ranked by {model}"
     )
+    kind = "probability" if is_probability else "score"
     rows = [
         (
             str(item.rank),
             item.item_id,
             item.label,
-            f"{item.probability:.3f}",
+            f"{item.probability:.3f}" if is_probability else f"{item.logit:.2f}",
             "; ".join(
                 f"{reason.label} {reason.count}x, last {ago((ranking.time_ms - reason.last_time_ms) / DAY_MS)}"
                 for reason in item.reasons
@@ -81,7 +83,7 @@ def show(ranking: Ranking, model: str, zone: str) -> None:
         )
         for item in ranking.items
     ]
-    print_table("", ("", "item", "name", "score", "because of"), rows, numbers=("", "score"))
+    print_table("", ("", "item", "name", kind, "because of"), rows, numbers=("", kind))
 
 
 def ago(days: float) -> str:
