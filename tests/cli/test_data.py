@@ -62,6 +62,25 @@ def test_validate_counts_what_it_read_and_what_it_refuses(call, log, tmp_path):
     for name in ("items.parquet", "exposures.parquet", "spec.toml"):
         (tmp_path / name).write_bytes((log / name).read_bytes())
     bad.write_parquet(tmp_path / "events.parquet")
-    report = json.loads(call("data", "validate", tmp_path / "spec.toml", "--json").stdout)
-    assert "2,000" in call("data", "validate", tmp_path / "spec.toml").stdout
-    assert json.dumps(report).count("missing") >= 1
+    report = json.loads(call("data", "validate", tmp_path / "spec.toml", "--out", tmp_path / "out", "--json").stdout)
+    assert report["tables"]["events"] == {"read": 2_000, "kept": 1_997, "rejected": 3}
+    assert report["read"] == report["kept"] + report["rejected"]
+    rejects = pl.read_parquet(tmp_path / "out" / "rejects.parquet")
+    assert rejects["row"].to_list() == [1, 2, 3]
+    shown = call("data", "validate", tmp_path / "spec.toml").stdout
+    assert "2,000" in shown
+    assert "1,997" in shown
+
+
+def test_validate_ends_with_1_on_a_problem_when_asked_to(call, log):
+    spec = (
+        (log / "spec.toml")
+        .read_text()
+        .replace('label = "label"', 'label = "label"\n[exposures.candidate_fields]\ntruth = "numeric"')
+    )
+    table = pl.read_parquet(log / "exposures.parquet")
+    table.with_columns((pl.col("label") * 2.0 + 0.5).alias("truth")).write_parquet(log / "leaking.parquet")
+    (log / "leaking.toml").write_text(spec.replace("exposures.parquet", "leaking.parquet"))
+    assert "truth" in call("data", "validate", log / "leaking.toml", "--strict", code=1).stdout
+    call("data", "validate", log / "leaking.toml")
+    call("data", "validate", log / "spec.toml", "--strict")

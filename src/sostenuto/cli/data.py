@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sostenuto.cli.clean_errors import FAILURE
 from sostenuto.cli.output import JsonOption, note, print_json, print_lines, print_table
 from sostenuto.cli.progress import StageProgress
 
@@ -97,6 +98,7 @@ def validate(
     folder: FromOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json and rejects.parquet.")] = None,
     memory_mb: Annotated[int, typer.Option(help="Memory for reading, MB.")] = 512,
+    strict: Annotated[bool, typer.Option("--strict", help="End with 1 when there is a problem.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a log before it is prepared.
@@ -111,6 +113,8 @@ def validate(
         print_json(report.as_json())
     else:
         report.show(print_table, print_lines)
+    if strict and any(finding.severity == "problem" for finding in report.findings):
+        raise typer.Exit(FAILURE)
 
 
 @app.command()
