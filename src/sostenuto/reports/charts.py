@@ -251,7 +251,7 @@ def interval_chart(
     """Draw one row per point: its name, its value as a dot and its interval, against an optional reference."""
     values = [v for p in points for v in (p.y, p.low, p.high, *p.small)]
     span = domain([*values, *([] if reference is None else [reference])], least=0.002)
-    longest = max((len(p.label) + 0.9 * len(p.detail) + 2 for p in points), default=0)
+    longest = max((len(p.label) + 0.9 * len(p.detail) + 3 for p in points), default=0)
     left = min(longest * CHARACTER + 8, width * 0.55)
     top, bottom = 26.0, 26.0 + row_height * max(len(points), 1)
     height = bottom + 46
@@ -267,7 +267,10 @@ def interval_chart(
         children.append(_text(x(reference), top - 11, reference_label, class_="faint"))
     for place, point in enumerate(points):
         middle = top + row_height * (place + 0.5)
-        label = [tag("tspan", point.label, class_="name"), tag("tspan", f"  {point.detail}", class_="faint")]
+        label: list[Child] = [
+            tag("tspan", point.label, class_="name"),
+            tag("tspan", point.detail, class_="faint", dx=7) if point.detail else None,
+        ]
         children.append(_text(left - 4, middle + 4, label, class_="row", anchor="end"))
         children.extend(_interval_marks(point, x, middle, digits))
         shown = fixed(point.y, digits)

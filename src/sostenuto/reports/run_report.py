@@ -16,6 +16,7 @@ from sostenuto.reports.training_charts import training_charts
 from sostenuto.reports.verdict import metric_title
 
 HEADLINE = "gauc_request"
+THIN_PART = 30  # requests or positives below which a part stands in the numbers only
 TILES = ("gauc_request", "gauc_user", "auc", "ndcg@10", "logloss", "ne", "pcoc", "ece")
 
 
@@ -49,10 +50,11 @@ def _slices(block: Mapping[str, Any], list_name: str) -> Markup:
     charts: list[Child] = []
     for cut in block["slices"].values():
         points = []
+        unit = "requests" if cut["by"] == "request" else "positives"
         for part in cut["parts"]:
-            metric = part["metrics"][HEADLINE]
-            count = part["requests"] if cut["by"] == "request" else part["positives"]
-            unit = "requests" if cut["by"] == "request" else "positives"
+            metric, count = part["metrics"][HEADLINE], part[unit]
+            if count < THIN_PART:
+                continue
             points.append(
                 Point(
                     label=part["name"],
@@ -63,17 +65,8 @@ def _slices(block: Mapping[str, Any], list_name: str) -> Markup:
                     colour="c0" if cut["by"] == "request" else "c1",
                 )
             )
-        if len([p for p in points if p.y is not None]) < 2:
+        if len(cut["parts"]) < 2:
             continue
-        chart = interval_chart(
-            points,
-            title=f"{cut['title']}, {list_name}",
-            description="GAUC by request in each part, with 95 % intervals",
-            x_caption=metric_title(HEADLINE),
-            reference=whole,
-            reference_label="all",
-            width=560,
-        )
         rows: list[list[Child]] = [
             [
                 part["name"],
@@ -87,7 +80,18 @@ def _slices(block: Mapping[str, Any], list_name: str) -> Markup:
         ]
         heads = [cut["title"], "requests", "positives", metric_title(HEADLINE), "Logloss", "PCOC"]
         numbers = table(f"{cut['title']} on {list_name}", heads, rows)
-        charts.append(tag("div", tag("h3", cut["title"]), figure(chart, numbers=numbers)))
+        chart = interval_chart(
+            points,
+            title=f"{cut['title']}, {list_name}",
+            description="GAUC by request in each part, with 95 % intervals",
+            x_caption=metric_title(HEADLINE),
+            reference=whole,
+            reference_label="all",
+            width=560,
+        )
+        small = f"Parts with fewer than {THIN_PART} {unit} stand in the numbers only."
+        words = small if len(points) < len(cut["parts"]) else None
+        charts.append(tag("div", tag("h3", cut["title"]), figure(chart if points else None, words, numbers=numbers)))
     return tag("div", *charts, class_="pair")
 
 
