@@ -236,6 +236,21 @@ class ExposureIntake:
         columns = ["user", "item", "time_ms", *(["place"] if "place" in frame.columns else [])]
         return taken.select(columns).with_columns(pl.lit(CLICK).alias("action"))
 
+    def summary(self) -> dict[str, float]:
+        """Return requests, candidates and how many a request has, over everything read."""
+        pieces = sorted(self.folder.glob("[0-9]*.parquet"))
+        sizes = [pl.read_parquet(path, columns=["user", "key", "line"]) for path in pieces]
+        if not sizes:
+            return {"requests": 0, "candidates": 0}
+        counts = pl.concat(sizes).group_by("user", "key", "line").agg(pl.len())["len"]
+        return {
+            "requests": len(counts),
+            "candidates": int(counts.sum()),
+            "fewest candidates": int(counts.min()),  # type: ignore[arg-type]
+            "mean candidates": round(float(counts.mean()), 2),  # type: ignore[arg-type]
+            "most candidates": int(counts.max()),  # type: ignore[arg-type]
+        }
+
     def arrange(self, indices: dict[str, Array]) -> Path:
         """Put the pieces together in an order that depends on their content only.
 

@@ -150,7 +150,7 @@ def as_time_ms(column: pl.Series, source: TimeColumn, missing: tuple[str, ...]) 
     text = as_text(column, missing)
     if source.format is None:
         return _iso(text, source.zone)
-    read = text.str.strip_chars().str.to_datetime(source.format, strict=False, time_unit="ms")
+    read = text.str.strip_chars().str.to_datetime(source.parsing_format, strict=False, time_unit="ms")
     if isinstance(read.dtype, pl.Datetime) and read.dtype.time_zone is not None:
         return read.to_physical(), pl.repeat(value=False, n=len(column), eager=True)
     return _localised(read, source.zone)

@@ -520,7 +520,8 @@ def finish(
         source_folder=spec.folder,
         session=arranged.session,
     )
-    counted = {
+    bad_cells = {f"bad_cells.{name}": count for name, count in built.bad_cells.items() if count}
+    counted = bad_cells | {
         "events": total,
         "training_events": int(training.sum()),
         "users": int((np.diff(raw.offsets) > 0).sum()),
@@ -617,6 +618,9 @@ def prepare(
         finished = finish(intake, arranged, training, folder, items=items, users=users, progress=progress)
         del training, arranged  # the provisional arrays are mapped: let go of their pages
         core = finished.core
+        for name, table in (("item", items), ("user", users)):
+            if table is not None:
+                counts |= {f"{name}_rows_read": table.read, f"{name}_rows_kept": len(table.frame)}
         if exposures is not None:
             core = replace(core, exposures=exposures.finish(finished.indices))
             counts |= {"exposure_rows_read": exposures.read_rows, "exposure_rows_kept": exposures.kept}

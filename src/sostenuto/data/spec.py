@@ -62,14 +62,19 @@ class TimeColumn(_Table):
         if self.format is not None and self.unit is not None:
             raise ValueError("time takes a unit or a format, got both; leave one out")
         if self.format is not None:
-            probe = datetime.datetime(2020, 2, 3, 4, 5, 6, tzinfo=datetime.UTC).strftime(self.format)
+            probe = pl.Series([datetime.datetime(2020, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)])
             try:
-                parsed = pl.Series([probe]).str.to_datetime(self.format, strict=False, time_unit="ms")
+                parsed = probe.dt.strftime(self.parsing_format).str.to_datetime(self.parsing_format, strict=False)
             except pl.exceptions.PolarsError as error:
                 raise ValueError(f"format must be a strptime format, got {self.format!r}: {error}") from error
             if parsed.null_count():
-                raise ValueError(f"format must tell a date, got {self.format!r}, which cannot read {probe!r}")
+                raise ValueError(f"format must tell a date, got {self.format!r}, which cannot read what it writes")
         return self
+
+    @property
+    def parsing_format(self) -> str:
+        """The format as polars wants it: there `%.f` are the digits behind the point, `%f` would be nanoseconds."""
+        return (self.format or "").replace(".%f", "%.f")
 
 
 class Constant(_Table):
