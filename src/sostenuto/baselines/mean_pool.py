@@ -7,6 +7,7 @@ from the numbers to the logit, all as in `models/din.py`, so that the difference
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
 from sostenuto.ops.jagged import segment_sum
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput
+from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,8 @@ class MeanPoolConfig:
     embedding_dropout: float = 0.0  # on item vectors that enter the tower
     id_dropout: float = 0.0  # chance that an item's own row is replaced by the unknown row
     wide: bool = True  # linear path from match features and candidate numbers to the logit
+    bins: int = 12  # piecewise-linear bins per match feature and candidate number; 0 = none. Ours
+    field_std: float = 0.01  # initial rows of candidate and context fields
     table_std: float = 1e-4  # initial embedding rows
 
     def __post_init__(self) -> None:
@@ -70,7 +73,7 @@ class MeanPool(nn.Module):
             std=config.table_std,
             id_dropout=config.id_dropout,
         )
-        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=config.table_std)
+        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=config.field_std, bins=config.bins)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.tower = Tower(
             3 * self.items.out_dim + 1 + self.requests.out_dim,
@@ -79,6 +82,10 @@ class MeanPool(nn.Module):
             dropout=config.dropout,
         )
         self.wide = xavier_linear(self.requests.num_numbers, 1, bias=False) if config.wide else None
+
+    def calibrate(self, batches: Iterable[RequestBatch]) -> None:
+        """Set what depends on the data before the first step: the knots of the bins."""
+        self.requests.calibrate(batches)
 
     def encode(self, histories: History) -> PooledHistory:
         """Sum the item vectors of each user."""

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.embedding import DEFAULT_STD, FieldEncoder
+from sostenuto.layers.quantile_bins import QuantileBins
 from sostenuto.layers.running_scale import RunningScale
 from sostenuto.schema.features import FeatureSpec
-from sostenuto.schema.histories import Candidates, Context
+from sostenuto.schema.histories import Candidates, Context, RequestBatch
 
 
 class RequestFeatures(nn.Module):
     """Match features, candidate fields and context fields as one vector per candidate.
 
-    Numbers (match features, numeric and vector fields) go through `RunningScale`; categories through tables.
+    Numbers (match features, numeric and vector fields) go through `RunningScale` and, with `bins`, stand there a
+    second time as `QuantileBins`; categories go through tables.
 
     Attributes:
         out_dim: width of the whole vector.
         num_numbers: its leading columns that are numbers of the candidate, the input of a wide path.
     """
 
-    def __init__(self, features: FeatureSpec, *, field_dim: int, std: float = DEFAULT_STD) -> None:
+    def __init__(self, features: FeatureSpec, *, field_dim: int, std: float = DEFAULT_STD, bins: int = 0) -> None:
         super().__init__()
         numbers = tuple(f for f in features.candidate_fields if f.kind in {"numeric", "vector"})
         kinds = tuple(f for f in features.candidate_fields if f.kind in {"categorical", "multi"})
@@ -29,18 +33,33 @@ class RequestFeatures(nn.Module):
         self.candidate_kinds = FieldEncoder(kinds, field_dim, std=std)
         self.context = FieldEncoder(features.context_fields, field_dim, std=std)
         self.num_match = len(features.match)
-        self.num_numbers = self.num_match + self.candidate_numbers.out_dim
-        self.scale = RunningScale(self.num_numbers)
+        columns = self.num_match + self.candidate_numbers.out_dim
+        self.scale = RunningScale(columns)
+        self.bins = QuantileBins(columns, bins) if bins and columns else None
+        self.num_numbers = columns + (self.bins.out_dim if self.bins is not None else 0)
         self.out_dim = self.num_numbers + self.candidate_kinds.out_dim + self.context.out_dim
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[RequestBatch]) -> None:
+        """Set the knots of the bins from a few training batches; once, before the first step."""
+        if self.bins is not None:
+            device = self.bins.low.device
+            sample = [self._columns(batch.candidates.to(device)) for batch in batches]
+            self.bins.calibrate(torch.cat(sample))
+
+    def _columns(self, candidates: Candidates) -> Tensor:
+        match = candidates.match[:, : self.num_match]
+        return torch.cat([match, self.candidate_numbers(candidates.fields, candidates.item.shape[0])], 1)
 
     def forward(self, candidates: Candidates, context: Context) -> Tensor:
         """Return (N, out_dim)."""
         num = candidates.item.shape[0]
         parts = []
         if self.num_numbers:
-            match = candidates.match[:, : self.num_match]
-            numbers = self.candidate_numbers(candidates.fields, num)
-            parts.append(self.scale(torch.cat([match, numbers], 1)))
+            columns = self._columns(candidates)
+            parts.append(self.scale(columns))
+            if self.bins is not None:
+                parts.append(self.bins(columns))
         if self.candidate_kinds.out_dim:
             parts.append(self.candidate_kinds(candidates.fields, num))
         if self.context.out_dim:

@@ -6,6 +6,7 @@ it. Differs from the paper: docs/models/din.md lists every choice of ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,7 @@ from sostenuto.ops.target_attention import NORMALISERS, Normalise
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput
+from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,8 @@ class DINConfig:
     embedding_dropout: float = 0.0  # on item vectors and interests that enter the tower
     id_dropout: float = 0.0  # chance that an item's own row is replaced by the unknown row. Ours
     wide: bool = True  # linear path from match features and candidate numbers to the logit. Ours
+    bins: int = 12  # piecewise-linear bins per match feature and candidate number; 0 = none. Ours
+    field_std: float = 0.01  # initial rows of candidate and context fields
     short_recent: int | None = None  # newest behaviours kept, whole moments; None = all
     table_std: float = 1e-4  # initial embedding rows
 
@@ -83,7 +86,7 @@ class DIN(nn.Module):
         self.attention = TargetAttention(
             dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
         )
-        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=config.table_std)
+        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=config.field_std, bins=config.bins)
         interest_dim = dim + 1 + (NUM_GAP_FEATURES + 1 if config.gap_values else 0)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.tower = Tower(
@@ -94,6 +97,10 @@ class DIN(nn.Module):
         )
         numbers = self.requests.num_numbers
         self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
+
+    def calibrate(self, batches: Iterable[RequestBatch]) -> None:
+        """Set what depends on the data before the first step: the knots of the bins."""
+        self.requests.calibrate(batches)
 
     def encode(self, histories: History) -> EncodedHistory:
         """Embed the behaviours; nothing here knows the candidate or the request."""

@@ -7,13 +7,14 @@ history becomes a table of fixed size. Differs from the paper: docs/models/sdim.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from sostenuto.layers.embedding import DEFAULT_STD, ItemEmbedding
+from sostenuto.layers.embedding import ItemEmbedding
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.hash_buckets import Buckets, HashBuckets
 from sostenuto.layers.initialise import xavier_linear, zero_linear
@@ -25,7 +26,7 @@ from sostenuto.ops.target_attention import NORMALISERS, Normalise
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput
+from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,8 @@ class SDIMConfig:
     embedding_dropout: float = 0.0  # on item vectors and interests that enter the tower
     id_dropout: float = 0.0  # chance that an item's own row is replaced by the unknown row. Ours
     wide: bool = True  # linear path from match features and candidate numbers to the logit. Ours
+    bins: int = 12  # piecewise-linear bins per match feature and candidate number; 0 = none. Ours
+    field_std: float = 0.01  # initial rows of candidate and context fields
     table_std: float = 0.05  # initial item and category rows: dividing by |u| multiplies gradients by about 1 / std
 
     def __post_init__(self) -> None:
@@ -117,7 +120,7 @@ class SDIM(nn.Module):
         self.short = TargetAttention(
             dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
         )
-        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=DEFAULT_STD)
+        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=config.field_std, bins=config.bins)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         num_sets = self.long.num_sets
         self.tower = Tower(
@@ -132,6 +135,10 @@ class SDIM(nn.Module):
         )
         numbers = self.requests.num_numbers
         self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
+
+    def calibrate(self, batches: Iterable[RequestBatch]) -> None:
+        """Set what depends on the data before the first step: the knots of the bins."""
+        self.requests.calibrate(batches)
 
     def encode(self, histories: History) -> SDIMState:
         """Embed and hash the behaviours, and sum them by bucket (the paper's behaviour sequence encoding)."""

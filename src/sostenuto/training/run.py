@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import shutil
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from sostenuto.training.checkpoint import load_state, save_state
 from sostenuto.training.config import RunConfig, plain
 from sostenuto.training.loop import Hooks, Progress, restore, train
 from sostenuto.training.losses import objective_named
-from sostenuto.training.memory import MemoryPlan, forget_peak, peak_bytes, plan_memory
+from sostenuto.training.memory import MemoryPlan, forget_peak, peak_bytes, plan_memory, release_freed
 from sostenuto.training.optimiser import RankerOptimiser
 from sostenuto.training.reporting import Reporter, SilentReporter
 from sostenuto.training.run_folder import (
@@ -41,6 +42,8 @@ from sostenuto.training.run_folder import (
 )
 from sostenuto.training.run_log import RunLog
 from sostenuto.training.validation import Validation, validate, validation_of
+
+CALIBRATION_BATCHES = 24  # about 30,000 candidates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,10 +244,20 @@ def _record_plan(run: _Run, there: dict[str, Any], plan: MemoryPlan) -> None:
     write_run(run.out, there)
 
 
+def _calibrate(run: _Run, ranker: Any) -> None:
+    """Let a ranker set what depends on the data (knots of numbers) from the first training batches."""
+    if hasattr(ranker, "calibrate"):
+        stream = run.train.epoch(0)
+        with contextlib.closing(cast("Generator[Any]", stream)):
+            ranker.calibrate(itertools.islice(stream, CALIBRATION_BATCHES))
+
+
 def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[str, Any]) -> Finished:
     training = run.config.training
     objective = objective_named(objective_name)
     saved = load_state(run.out / "resume")
+    if saved is None:
+        _calibrate(run, ranker)
     plan = plan_memory(
         ranker,
         run.config,
@@ -269,7 +282,9 @@ def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[s
     with RunLog(run.out / "log.jsonl", keep_bytes=log_bytes, tensorboard=training.tensorboard) as log:
 
         def evaluate() -> Validation:
+            release_freed()  # what a step leaves in the heap would otherwise add to what scoring takes
             validation, predictions = run.validate(ranker)
+            release_freed()
             latest[:] = [predictions]
             return validation
 
