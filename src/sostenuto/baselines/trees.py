@@ -39,8 +39,8 @@ Array = npt.NDArray[Any]
 class TreesConfig:
     """Boosting and its grid; every pair of `leaves_grid` and `min_leaf_grid` is one trial."""
 
-    leaves_grid: tuple[int, ...] = (31, 127)  # leaves of a tree
-    min_leaf_grid: tuple[int, ...] = (50, 500)  # fewest candidates in a leaf
+    leaves_grid: tuple[int, ...] = (15, 63)  # leaves of a tree
+    min_leaf_grid: tuple[int, ...] = (100,)  # fewest candidates in a leaf
     learning_rate: float = 0.05
     max_trees: int = 1_000
     patience: int = 30  # trees in a row without a better validation log loss
