@@ -15,7 +15,8 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
 def command_lines(text: str) -> list[str]:
     """Return the `sostenuto ...` lines of fenced and indented blocks and of inline code, continuations joined."""
-    blocks = [block.replace("\\\n", " ") for block in [*FENCE.findall(text), *re.findall(r"(?m)^    .*", text)]]
+    indented = re.findall(r"(?m)(?:^    .*\n)+", text)
+    blocks = [block.replace("\\\n", " ") for block in [*FENCE.findall(text), *indented]]
     lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
     lines += re.findall(r"`(sostenuto [^`\n]+)`", FENCE.sub("", text))
     return [line.removeprefix(".venv/bin/") for line in lines if re.match(r"(\.venv/bin/)?sostenuto\s", line)]
