@@ -57,9 +57,12 @@ setup: $(VENV)/.dev  ## only install, for an editor
 
 # -- the main job -----------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.demo  ## real data to a comparison, a report and one household's ranking
+# a prepared folder has its manifest only when it is whole; a comparison that was stopped goes on where it was
+$(DEMO)/complete-journey/manifest.json: | $(VENV)/.demo
 	$(BIN)/sostenuto data get complete-journey
 	$(BIN)/sostenuto data prepare complete-journey --out $(DEMO)/complete-journey
+
+demo: $(VENV)/.demo $(DEMO)/complete-journey/manifest.json  ## real data to a comparison, a report and one household's ranking
 	$(BIN)/sostenuto compare $(DEMO)/complete-journey --budget demo --seeds 1 --out $(DEMO)/comparison
 	$(BIN)/sostenuto rank $(DEMO)/comparison --user 1609 --k 10
 	@echo "The report: $(DEMO)/comparison/report.html"
