@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sostenuto.data import parsing
@@ -53,6 +53,7 @@ moments = st.datetimes(datetime.datetime(1975, 1, 1), datetime.datetime(2035, 1,
 
 
 @given(moments, zones)
+@settings(max_examples=40)
 def test_local_times_equal_those_of_the_standard_library(naive, zone):
     aware = naive.replace(tzinfo=zoneinfo.ZoneInfo(zone), fold=0)
     exists = aware.astimezone(datetime.UTC).astimezone(zoneinfo.ZoneInfo(zone)).replace(tzinfo=None) == naive
@@ -65,6 +66,7 @@ def test_local_times_equal_those_of_the_standard_library(naive, zone):
 
 
 @given(moments, zones)
+@settings(max_examples=40)
 def test_times_with_an_offset_need_no_zone(naive, zone):
     aware = naive.replace(tzinfo=zoneinfo.ZoneInfo(zone)).astimezone(zoneinfo.ZoneInfo(zone))
     if (aware.utcoffset() or datetime.timedelta()) % datetime.timedelta(minutes=1):

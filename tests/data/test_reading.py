@@ -109,7 +109,7 @@ def slow_line(line: str, fields: int) -> list[str] | str:
 
 
 @given(st.lists(line_pieces, max_size=12), st.sampled_from([3, 64, 1 << 16]))
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sieve_equals_a_reader_that_goes_character_by_character(tmp_path, lines, block_bytes):
     path = tmp_path / "log.csv"
     path.write_text("\n".join(["x,y", *lines]) + "\n", encoding="utf-8")
@@ -133,7 +133,7 @@ rows_of_text = st.lists(
 
 
 @given(rows_of_text)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_the_csv_module_writes_is_read_back(tmp_path, rows):
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([("a", "b", "c"), *rows])
