@@ -2,14 +2,16 @@
 
 The request goes through the same `Collator.assemble`, `encode` and `score` as in training and evaluation.
 Explanations are by deletion, for any ranker: behaviours are grouped by item, each group of a shortlist is taken out of
-the history, and the ranker is asked again (match features included). What is reported lowered the score when it was
-removed; that is what "carried it" means here.
+what the ranker sees, and the ranker is asked again (match features included). What is reported lowered the score when
+it was removed; that is what "carried it" means here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import bisect
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,8 @@ import numpy.typing as npt
 from sostenuto.features.collation import Collator
 from sostenuto.features.missing import missing_column
 from sostenuto.schema.errors import DataError, did_you_mean
-from sostenuto.schema.features import FIRST_KNOWN, UNKNOWN
+from sostenuto.schema.features import FIRST_KNOWN
+from sostenuto.serving.labels import ItemLabels
 
 if TYPE_CHECKING:
     from sostenuto.data.prepared import PreparedData
@@ -29,8 +32,20 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 SCORED_AT_ONCE = 2_048  # candidates per call: bounds memory, changes no score (law 2)
+BEHAVIOURS_AT_ONCE = 200_000  # of all variants of a history in one call: bounds memory, changes no score
 SHORTLIST = 24  # item groups tried per explained candidate
 REASONS = 3  # groups named per candidate
+LEAST_DROP = 1e-4  # times max(1, |logit|); a smaller difference may be rounding (law 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveRequest:
+    """One user at one moment, and the behaviours that the ranker sees of her."""
+
+    user: int  # index
+    time_ms: int
+    place: int  # of the newest behaviour seen; 0 when there is none
+    past: Array  # (L,) int64 rows of the data's behaviours, oldest first, all strictly before `time_ms`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +81,7 @@ class Ranking:
     place: str
     history_length: int
     num_candidates: int
-    items: tuple[Ranked, ...] = field(default_factory=tuple)
+    items: tuple[Ranked, ...] = ()
 
 
 class HistoryRanker:
@@ -76,6 +91,9 @@ class HistoryRanker:
         self.data = data
         self.collator = collator
         self.ranker = ranker
+        self.label = ItemLabels(data)
+        if callable(evaluation_mode := getattr(ranker, "eval", None)):
+            evaluation_mode()
 
     @cached_property
     def _user_index(self) -> dict[str, int]:
@@ -89,6 +107,17 @@ class HistoryRanker:
     def _item_index(self) -> dict[str, int]:
         return {raw: n for n, raw in enumerate(self._item_ids) if n >= FIRST_KNOWN}
 
+    @cached_property
+    def _after_the_log(self) -> int:
+        return int(self.data.behaviours.time_ms.max(initial=0)) + 1
+
+    @cached_property
+    def _default_candidates(self) -> Array:
+        pool = self.data.folder / "pools" / "candidate_items.npy"
+        if pool.is_file():
+            return np.sort(np.load(pool).astype(np.int64))
+        return np.arange(FIRST_KNOWN, self.data.features.num_item_rows)
+
     def rank(
         self,
         user_id: str,
@@ -98,124 +127,149 @@ class HistoryRanker:
         k: int = 10,
         explain: bool = True,
     ) -> Ranking:
-        """Rank candidates for a user.
+        """Rank candidates for a user; equal scores stand in order of the items' training frequency.
 
         Args:
             user_id:     raw id.
             time_ms:     moment of the request, epoch ms; default: just after the last event of the whole log.
-            candidates:  raw item ids; default: the protocol's candidate items, else every item with an embedding row.
+            candidates:  raw item ids, each once; default: the protocol's candidate items, else every item with an
+                         embedding row.
             k:           items returned, at least 1.
             explain:     name the behaviours that carried each score.
 
         Raises:
-            DataError: unknown user or item.
+            DataError: unknown user or item; no candidates, or one twice.
             ValueError: `k` below 1.
         """
         if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        behaviours = self.data.behaviours
-        user = self._user(user_id)
-        moment = int(behaviours.time_ms.max()) + 1 if time_ms is None else int(time_ms)
-        start, end = (int(x) for x in behaviours.offsets[user : user + 2])
-        end = start + int(np.searchsorted(behaviours.time_ms[start:end], moment, side="left"))
-        if self.collator.view.recent is not None:
-            start = max(start, end - self.collator.view.recent)
-        past = np.arange(start, end)
-        place = int(behaviours.place[end - 1]) if end > start else 0
-        items = self._candidates(candidates)
+            raise ValueError(f"k must be at least 1, got {k}; ask for one item or more")
+        request = self.request(user_id, time_ms)
+        items = self._default_candidates if candidates is None else self.item_indices(candidates)
+        if not len(items):
+            raise DataError(f"candidates must be at least one item of {self.data.folder}, got none; name some")
         logits = np.concatenate(
             [
-                self._logits([past], items[at : at + SCORED_AT_ONCE], user, moment, place)[0]
+                self.logits(request, [request.past], items[at : at + SCORED_AT_ONCE])[0]
                 for at in range(0, len(items), SCORED_AT_ONCE)
             ]
         )
         best = np.lexsort((items, -logits))[:k]
         reasons: list[tuple[tuple[Reason, ...], float]] = [((), 0.0)] * len(best)
-        if explain and len(past):
-            reasons = self._explain(past, items[best], logits[best], user, moment, place)
+        if explain and len(request.past):
+            reasons = self._explain(request, items[best], logits[best])
         ranked = tuple(
             Ranked(
                 rank=n + 1,
                 item_id=self._item_ids[items[b]],
-                label=self._label(int(items[b])),
+                label=self.label(int(items[b])),
                 logit=float(logits[b]),
-                probability=float(1.0 / (1.0 + np.exp(-logits[b]))),
-                reasons=tuple(reasons[n][0]),
+                probability=float(0.5 + 0.5 * np.tanh(0.5 * logits[b])),  # the sigmoid, without overflow
+                reasons=reasons[n][0],
                 joint_drop=reasons[n][1],
             )
             for n, b in enumerate(best)
         )
         return Ranking(
-            user_id=user_id,
-            time_ms=moment,
-            place=self._place(place),
-            history_length=len(past),
+            user_id=str(user_id),
+            time_ms=request.time_ms,
+            place=self._place(request.place),
+            history_length=len(request.past),
             num_candidates=len(items),
             items=ranked,
         )
 
-    def _logits(self, histories: list[Array], items: Array, user: int, moment: int, place: int) -> Array:
-        """Return (len(histories), len(items)) logits: the same candidates for each variant of the history."""
+    def request(self, user_id: str, time_ms: int | None = None) -> LiveRequest:
+        """Return what the ranker sees of a user at a moment, under the run's view.
+
+        Raises:
+            DataError: unknown user.
+        """
+        behaviours = self.data.behaviours
+        user = self._user(str(user_id))
+        moment = self._after_the_log if time_ms is None else int(time_ms)
+        start, end = (int(x) for x in behaviours.offsets[user : user + 2])
+        end = start + int(np.searchsorted(behaviours.time_ms[start:end], moment, side="left"))
+        if self.collator.view.recent is not None:
+            start = max(start, end - self.collator.view.recent)
+        return LiveRequest(
+            user=user,
+            time_ms=moment,
+            place=int(behaviours.place[end - 1]) if end > start else 0,
+            past=np.arange(start, end),
+        )
+
+    def logits(self, request: LiveRequest, histories: Sequence[Array], items: Array) -> Array:
+        """Score the same candidates for several versions of a user's past.
+
+        Args:
+            request:   who asks, when and where.
+            histories: V versions of the past: rising rows of the data's behaviours.
+            items:     (C,) item indices.
+
+        Returns:
+            (V, C) float64.
+        """
         import torch
 
         with torch.inference_mode():
-            batch = self._assemble(histories, items, user, moment, place)
+            batch = self._assemble(request, histories, items)
             state = self.ranker.encode(batch.histories)
             output = self.ranker.score(state, batch.candidates, batch.context)
         return np.asarray(output.logits.cpu().numpy(), np.float64).reshape(len(histories), len(items))
 
-    def _assemble(self, histories: list[Array], items: Array, user: int, moment: int, place: int) -> RequestBatch:
+    def _assemble(self, request: LiveRequest, histories: Sequence[Array], items: Array) -> RequestBatch:
         b, features = self.data.behaviours, self.data.features
-        rows = np.concatenate(histories) if histories else np.zeros(0, np.int64)
-        variants = len(histories)
-        lengths = np.array([len(h) for h in histories])
+        rows = np.concatenate(histories)
+        versions = len(histories)
+        lengths = [len(past) for past in histories]
         return self.collator.assemble(
             history_offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
             history={name: getattr(b, name)[rows] for name in ("item", "time_ms", "action", "value", "place")},
             event_fields={f.name: b.fields[f.name][rows] for f in features.behaviour_fields},
-            candidate_offsets=np.arange(variants + 1, dtype=np.int64) * len(items),
-            item=np.tile(items, variants),
-            candidate_fields={f.name: missing_column(f, variants * len(items)) for f in features.candidate_fields},
-            user=np.full(variants, user, np.int64),
-            time_ms=np.full(variants, moment, np.int64),
-            place=np.full(variants, place, np.int64),
-            context_fields={f.name: missing_column(f, variants) for f in features.context_fields},
+            candidate_offsets=np.arange(versions + 1, dtype=np.int64) * len(items),
+            item=np.tile(items, versions),
+            candidate_fields={f.name: missing_column(f, versions * len(items)) for f in features.candidate_fields},
+            user=np.full(versions, request.user, np.int64),
+            time_ms=np.full(versions, request.time_ms, np.int64),
+            place=np.full(versions, request.place, np.int64),
+            context_fields={f.name: missing_column(f, versions) for f in features.context_fields},
         )
 
-    def _explain(
-        self, past: Array, items: Array, logits: Array, user: int, moment: int, place: int
-    ) -> list[tuple[tuple[Reason, ...], float]]:
+    def _explain(self, request: LiveRequest, items: Array, logits: Array) -> list[tuple[tuple[Reason, ...], float]]:
         """Return per candidate the groups whose removal lowers its score most, and the drop of removing them all."""
+        past = request.past
         past_item = np.asarray(self.data.behaviours.item[past], np.int64)
         groups = self._shortlist(past_item, items)
-        rows_of = [np.flatnonzero(past_item == g) for g in groups]
-        without = [np.delete(past, rows) for rows in rows_of]
-        budget = max(1, 200_000 // max(len(past), 1))  # behaviours per call, bounds memory
-        drops = logits - np.concatenate(
-            [
-                self._logits(without[at : at + budget], items, user, moment, place)
-                for at in range(0, len(without), budget)
-            ]
-        )
+        at_once = max(1, BEHAVIOURS_AT_ONCE // len(past))
+        drops = np.zeros((len(groups), len(items)))
+        for at in range(0, len(groups), at_once):
+            without = [past[past_item != group] for group in groups[at : at + at_once]]
+            drops[at : at + at_once] = logits - self.logits(request, without, items)
+        least = LEAST_DROP * np.maximum(1.0, np.abs(logits))
         answers: list[tuple[tuple[Reason, ...], float]] = []
         for c in range(len(items)):
-            order = [int(g) for g in np.argsort(-drops[:, c], kind="stable") if drops[g, c] > 0]
+            order = [int(g) for g in np.argsort(-drops[:, c], kind="stable") if drops[g, c] > least[c]]
             answer: tuple[tuple[Reason, ...], float] = ((), 0.0)
             for kept in (order[:REASONS], order[:1]):  # together they may cancel; the strongest alone cannot
                 if not kept:
                     break
-                gone = np.concatenate([rows_of[g] for g in kept])
-                left = self._logits([np.delete(past, gone)], items[c : c + 1], user, moment, place)[0, 0]
-                if logits[c] - left > 0:
-                    named = tuple(self._reason(int(groups[g]), past[rows_of[g]], float(drops[g, c])) for g in kept)
-                    answer = (named, float(logits[c] - left))
+                without = [past[~np.isin(past_item, groups[kept])]]
+                joint = float(logits[c] - self.logits(request, without, items[c : c + 1])[0, 0])
+                if joint > least[c]:
+                    named = tuple(
+                        self._reason(int(groups[g]), past[past_item == groups[g]], float(drops[g, c])) for g in kept
+                    )
+                    answer = (named, joint)
                     break
             answers.append(answer)
         return answers
 
     def _shortlist(self, past_item: Array, items: Array) -> Array:
-        """Return item groups worth trying: the same item, then the same kind from fine to coarse, then the frequent."""
-        met, count = np.unique(past_item, return_counts=True)
+        """Return item groups worth trying: the same item, then the same kind from fine to coarse, then the frequent.
+
+        Behaviours with an item that the data do not know are left out: nobody could read such a reason.
+        """
+        met, count = np.unique(past_item[past_item >= FIRST_KNOWN], return_counts=True)
         category = self.data.item_category
         chosen: list[int] = []
         for item in items:
@@ -230,57 +284,60 @@ class HistoryRanker:
     def _reason(self, item: int, rows: Array, drop: float) -> Reason:
         return Reason(
             item_id=self._item_ids[item],
-            label=self._label(item),
+            label=self.label(item),
             count=len(rows),
             last_time_ms=int(self.data.behaviours.time_ms[rows].max()),
             drop=drop,
         )
 
     def _user(self, user_id: str) -> int:
-        found = self._user_index.get(str(user_id))
+        found = self._user_index.get(user_id)
         if found is None:
             some = ", ".join(list(self._user_index)[:3])
+            hint = did_you_mean(user_id, near_words(user_id, self._user_index))
             raise DataError(
-                f"user must be one of the {len(self._user_index)} users of {self.data.folder}, "
-                f"got {user_id!r}; for example {some}"
+                f"user must be one of the {len(self._user_index)} users of {self.data.folder}, got {user_id!r}; "
+                f"name one of them, for example {some}.{hint}"
             )
         return found
 
-    def _candidates(self, wanted: Sequence[str] | None) -> Array:
-        ids = self._item_ids
-        if wanted is not None:
-            unknown = [raw for raw in wanted if raw not in self._item_index]
-            if unknown:
-                hint = did_you_mean(unknown[0], ids[:20_000])
-                raise DataError(
-                    f"candidates must be item ids of {self.data.folder}, {unknown[0]!r} is not "
-                    f"({len(unknown)} of {len(wanted)} unknown); leave them out.{hint}"
-                )
-            return np.array([self._item_index[raw] for raw in wanted], np.int64)
-        pool = self.data.folder / "pools" / "candidate_items.npy"
-        if pool.is_file():
-            return np.sort(np.load(pool).astype(np.int64))
-        return np.arange(FIRST_KNOWN, self.data.features.num_item_rows)
+    def item_indices(self, item_ids: Iterable[str]) -> Array:
+        """Return the indices of raw item ids.
 
-    def _label(self, item: int) -> str:
-        """Return what a person can read: the item's texts, else its category names, coarse to fine."""
-        row = self.data.items.row(item, named=True)
-        hidden = ("category.", "field.")
-        texts = [
-            str(v) for k, v in row.items() if isinstance(v, str) and v and k != "item_id" and not k.startswith(hidden)
-        ]
-        if texts:
-            return " - ".join(texts)
-        names = []
-        for level in self.data.features.categories:
-            index = int(row[f"category.{level.name}"])
-            if index > UNKNOWN:
-                names.append(self.data.vocabulary(level.name)[index])
-        return " / ".join(names) or self._item_ids[item]
+        Raises:
+            DataError: an id that the data do not hold, or one given twice.
+        """
+        wanted = [str(raw) for raw in item_ids]
+        unknown = [raw for raw in wanted if raw not in self._item_index]
+        if unknown:
+            hint = did_you_mean(unknown[0], near_words(unknown[0], self._item_index))
+            raise DataError(
+                f"candidates must be item ids of {self.data.folder}, {unknown[0]!r} is not "
+                f"({len(unknown)} of {len(wanted)} unknown); leave them out.{hint}"
+            )
+        if twice := [raw for raw, count in Counter(wanted).items() if count > 1]:
+            raise DataError(f"candidates must be distinct, got {twice[0]!r} more than once; leave the doubles out")
+        return np.array([self._item_index[raw] for raw in wanted], np.int64)
 
     def _place(self, place: int) -> str:
         path = self.data.folder / "vocab" / "place.parquet"
         return self.data.vocabulary("place")[place] if place >= FIRST_KNOWN and path.is_file() else ""
 
 
-__all__ = ["HistoryRanker", "Ranked", "Ranking", "Reason"]
+def near_words(word: str, known: Iterable[str], *, each: int = 100) -> list[str]:
+    """Return the words that share the longest beginning or the longest end with `word`, `each` to every side.
+
+    One wrong character leaves half of a word right. So the one that was meant is nearly always among these few hundred,
+    and a slow comparison need not see a whole catalogue.
+
+    >>> near_words("ham", ["hat", "jam", "beer", "cheese", "wine", "zebra"], each=1)
+    ['cheese', 'hat', 'jam']
+    """
+    forward = sorted(known)
+    backward = sorted(text[::-1] for text in forward)
+    at, back = bisect.bisect_left(forward, word), bisect.bisect_left(backward, word[::-1])
+    ends = (text[::-1] for text in backward[max(0, back - each) : back + each])
+    return sorted({*forward[max(0, at - each) : at + each], *ends})
+
+
+__all__ = ["HistoryRanker", "LiveRequest", "Ranked", "Ranking", "Reason", "near_words"]
