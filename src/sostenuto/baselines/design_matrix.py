@@ -109,6 +109,11 @@ def read_batches(
     return matrices, labels
 
 
+def matrix_bytes(columns: int, rows: int) -> int:
+    """Return the bytes of the matrices and labels of `rows` candidates; labels also stand joined."""
+    return rows * (columns * 4 + 8 + 8)
+
+
 def positive_share(labels: list[Array]) -> float:
     """Return the mean training label; refuse labels that are all the same."""
     share = float(np.concatenate(labels).mean())
@@ -162,6 +167,7 @@ __all__ = [
     "design_columns",
     "design_matrix",
     "match_column",
+    "matrix_bytes",
     "positive_share",
     "read_batches",
     "write_names",

@@ -23,6 +23,7 @@ from sostenuto.baselines.design_matrix import (
     check_names,
     design_columns,
     design_matrix,
+    matrix_bytes,
     positive_share,
     read_batches,
     write_names,
@@ -115,6 +116,14 @@ class Logistic:
             "columns": float(len(chosen)),
             "trials": float(len(self.config.l2_grid)),
         }
+
+    def fit_bytes(self, train_rows: int, valid_rows: int) -> int:
+        """Return the bytes that `fit` holds at most, for a memory plan made before it.
+
+        The matrices and labels, and one expanded block: its parts, the joined block and the scaled one, float32.
+        """
+        block = min(BLOCK_ROWS, max(train_rows, valid_rows)) * len(self.names()) * 4 * 3
+        return matrix_bytes(len(self.columns), train_rows + valid_rows) + block
 
     def save(self, folder: Path) -> None:
         """Write weights and moments as safetensors, column names as JSON."""

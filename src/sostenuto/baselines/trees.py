@@ -19,6 +19,7 @@ from sostenuto.baselines.design_matrix import (
     check_names,
     design_columns,
     design_matrix,
+    matrix_bytes,
     positive_share,
     read_batches,
     write_names,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from sostenuto.schema.histories import Candidates, Context, History, RequestBatch
 
 Array = npt.NDArray[Any]
+
+SAMPLED_ROWS = 200_000  # LightGBM chooses bins from so many rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +145,19 @@ class Trees:
             "columns": float(len(self.columns)),
             "trials": float(len(config.leaves_grid) * len(config.min_leaf_grid)),
         }
+
+    def fit_bytes(self, train_rows: int, valid_rows: int) -> int:
+        """Return the bytes that `fit` holds at most, for a memory plan made before it.
+
+        The matrices and labels; then LightGBM's sample for choosing bins (value and row of the values that are not
+        0, taken as 7 of 10), its bins (a byte a value, and once more by row for training), scores and gradients.
+        """
+        import_lightgbm()  # what the library itself takes is then part of the process, not of the fit
+        columns, rows = len(self.columns), train_rows + valid_rows
+        sample = int(min(train_rows, SAMPLED_ROWS) * columns * 12 * 0.7)
+        bins = rows * columns
+        boosting = train_rows * columns + train_rows * 40 + valid_rows * 16
+        return matrix_bytes(columns, rows) + bins + max(sample, boosting)
 
     def save(self, folder: Path) -> None:
         """Write LightGBM's text format and the column names."""

@@ -38,7 +38,8 @@ Array = npt.NDArray[Any]
 FAULT_BYTES = 1 << 16  # the kernel maps files around a first touch in pieces of this size
 PREDICTION_BYTES = 3 * 96  # per scored candidate: parts, joined columns, and sorting for the metric
 LIGHT_REQUESTS = 2  # of the heaviest batch, run first to see what the whole one would take
-ALLOCATOR_SLACK = 1.15  # live bytes to resident bytes: holes left by tensors of changing size
+HOLES_SHARE = 0.6  # of what comes and goes: freed pieces that the C library keeps because the next one does not fit
+HOLES_MOST = 128 << 20  # pieces above some 32 MB are given back at once, so holes stop growing (two threads allocate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +64,21 @@ class MemoryPlan:
     advice: str = ""
 
     @property
+    def passing(self) -> int:
+        """What comes and goes with every batch, at its highest."""
+        return self.batches + max(self.gradients + self.activations, self.evaluation, self.restoring)
+
+    @property
+    def holes(self) -> int:
+        """Freed memory that is kept in the heap."""
+        return min(int(HOLES_SHARE * self.passing), HOLES_MOST)
+
+    @property
     def peak(self) -> int:
         """The plan: resident bytes at the highest moment."""
-        standing = self.process + self.data_pages + self.tables + self.dense + self.optimiser + self.batches
-        moment = max(self.gradients + self.activations, self.evaluation, self.fitting, self.restoring)
-        return max(standing + moment, self.highest_so_far)
+        standing = self.process + self.data_pages + self.tables + self.dense + self.optimiser
+        moment = max(self.passing, self.batches + self.fitting)
+        return max(standing + moment + self.holes, self.highest_so_far)
 
     def lines(self) -> Iterator[tuple[str, int]]:
         """Yield (words, bytes) of every part that is not empty."""
@@ -83,6 +94,7 @@ class MemoryPlan:
             "evaluation": "evaluation (instead of activations)",
             "fitting": "fitting",
             "restoring": "reading the saved state",
+            "holes": "freed and kept in the heap",
         }
         for name, text in words.items():
             if size := getattr(self, name):
@@ -90,7 +102,7 @@ class MemoryPlan:
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields and the peak as JSON values, bytes."""
-        return {**asdict(self), "heaviest": dict(self.heaviest), "peak": self.peak}
+        return {**asdict(self), "heaviest": dict(self.heaviest), "holes": self.holes, "peak": self.peak}
 
 
 # -- what the system says ---------------------------------------------------------------------------------------------
@@ -207,8 +219,10 @@ class Load:
         }
 
     def heaviest(self) -> list[int]:
-        """Return the batches that hold most events, candidates or pairs, without repeats."""
-        return sorted({int(np.argmax(column)) for column in (self.events, self.candidates, self.pairs)})
+        """Return the batches to try: the one with most pairs, and the one with most events unless the first is close."""
+        by_pairs, by_events = int(np.argmax(self.pairs)), int(np.argmax(self.events))
+        close = self.events[by_pairs] >= 0.95 * self.events[by_events]
+        return [by_pairs] if close else [by_pairs, by_events]
 
 
 def load_of(loader: RequestLoader, epochs: Iterable[int], recent: int | None) -> Load:
@@ -440,7 +454,7 @@ def plan_memory(
         if plan.tried and not hasattr(ranker, "fit"):
             heaviest = int(np.argmax(valid.load.pairs + valid.load.events))
             batch = valid_loader.collator.batch(valid_loader.requests, valid.load.rows[heaviest])
-            scoring += int(ALLOCATOR_SLACK * scoring_bytes(ranker, batch.to(device)))
+            scoring += scoring_bytes(ranker, batch.to(device))
             del batch
         plan = replace(plan, evaluation=scoring)
     # after the trials: what they made the system load of libraries stays, what they allocated is given back
@@ -475,7 +489,7 @@ def _with_activations(
         used = training_bytes(ranker, batch, objective, config.training)
         if used > most:
             most, at = used, index
-    held = max(int(ALLOCATOR_SLACK * most) - plan.gradients, 0)
+    held = max(most - plan.gradients, 0)
     return replace(plan, activations=held, heaviest=load.at(at))
 
 
