@@ -121,7 +121,7 @@ def make_batch(spec: FeatureSpec, lengths: list[tuple[int, int]], seed: int) -> 
     value = rng.gamma(1.0, 2.0, num_past).astype(np.float32)
     value[rng.random(num_past) < 0.2] = np.nan
     labels = (rng.random(num_asked) < 0.5).astype(np.float32)
-    labels[:2] = [0.0, 1.0]
+    labels[:2] = [0.0, 1.0][:num_asked]
     return RequestBatch(
         histories=History(
             offsets=offsets(past),

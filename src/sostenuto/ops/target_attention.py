@@ -18,7 +18,7 @@ pass, so that nothing larger than the scores (behaviours x candidates of a reque
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -53,21 +53,125 @@ def factor(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return key - difference, query + difference, product
 
 
-def _blocks(query_offsets: Sequence[int], key_offsets: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    """List (first candidate, last, first behaviour, last) of every block; requests without either make none."""
-    blocks = []
+class _Bundle(NamedTuple):
+    """Requests handled in one go: one of them as slices, or several short ones as padded positions."""
+
+    candidates: slice | Tensor  # (G, C) positions; padding points at any row
+    behaviours: slice | Tensor  # (G, L)
+    lengths: list[int]  # behaviours of each
+    is_candidate: Tensor | None  # (G, C), None for a slice
+    is_behaviour: Tensor | None  # (G, L)
+
+
+def _bundles(query_offsets: list[int], key_offsets: list[int], units: int) -> list[_Bundle]:
+    """Cut requests into blocks of candidates, and put short ones side by side.
+
+    A long request fills the buffer alone. Short ones would spend their time in calls, so neighbours in length are
+    padded together while they fit the buffer and at least half of the cells are real. Requests without candidates or
+    behaviours make no bundle.
+    """
+    parts = []
     for b in range(len(query_offsets) - 1):
         c0, c1, j0, j1 = query_offsets[b], query_offsets[b + 1], key_offsets[b], key_offsets[b + 1]
         if j1 > j0:
-            blocks += [(c, min(c + CANDIDATE_BLOCK, c1), j0, j1) for c in range(c0, c1, CANDIDATE_BLOCK)]
-    return blocks
+            parts += [(c, min(c + CANDIDATE_BLOCK, c1), j0, j1) for c in range(c0, c1, CANDIDATE_BLOCK)]
+    parts.sort(key=lambda part: (part[3] - part[2], part[1] - part[0]))
+    bundles, open_parts, widest, real = [], parts[:0], 0, 0
+    for part in parts:
+        count, length = part[1] - part[0], part[3] - part[2]
+        cells = (len(open_parts) + 1) * max(widest, count) * length  # lengths rise: this one is the longest
+        if open_parts and (cells * units > BLOCK_ELEMENTS or cells > 2 * (real + count * length)):
+            bundles.append(_bundle(open_parts))
+            open_parts, widest, real = [], 0, 0
+        open_parts.append(part)
+        widest, real = max(widest, count), real + count * length
+    return [*bundles, _bundle(open_parts)] if open_parts else bundles
 
 
-def _weights_of(scores: Tensor, normalise: Normalise) -> Tensor:
-    """Turn scores (L, C) into the weights of the sum, in place where that is possible."""
+def _bundle(parts: list[tuple[int, int, int, int]]) -> _Bundle:
+    if len(parts) == 1:
+        ((c0, c1, j0, j1),) = parts
+        return _Bundle(slice(c0, c1), slice(j0, j1), [j1 - j0], None, None)
+    bounds = torch.tensor(parts)
+    candidates, is_candidate = _padded_positions(bounds[:, 0], bounds[:, 1])
+    behaviours, is_behaviour = _padded_positions(bounds[:, 2], bounds[:, 3])
+    return _Bundle(candidates, behaviours, [j1 - j0 for _, _, j0, j1 in parts], is_candidate, is_behaviour)
+
+
+def _padded_positions(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    place = torch.arange(int((last - first).max()))
+    real = place < (last - first)[:, None]
+    return torch.where(real, first[:, None] + place, 0), real
+
+
+def _take(flat: Tensor, where: slice | Tensor) -> Tensor:
+    """Return (G, width of the bundle, ...)."""
+    return flat[where].unsqueeze(0) if isinstance(where, slice) else flat[where.to(flat.device)]
+
+
+def _add(flat: Tensor, where: slice | Tensor, values: Tensor) -> None:
+    """Add (G, width of the bundle, ...) to their places; what stands on padding is zero."""
+    if isinstance(where, slice):
+        flat[where] += values[0]
+    else:
+        flat.index_add_(0, where.to(flat.device).flatten(), values.flatten(0, 1))
+
+
+def _normalised(scores: Tensor, bundle: _Bundle, normalise: Normalise) -> Tensor:
+    """Turn scores (G, L, C) into the weights of the sum; padding gets weight 0."""
+    if bundle.is_behaviour is not None:
+        hidden = ~bundle.is_behaviour.to(scores.device)[:, :, None]
+        scores = scores.masked_fill_(hidden, torch.finfo(scores.dtype).min if normalise == "softmax" else 0.0)
     if normalise == "softmax":
-        return scores.softmax(0)
-    return scores.mul_(scores.shape[0] ** -0.5) if normalise == "sqrt_length" else scores
+        return scores.softmax(1)
+    return scores.mul_(_root_lengths(bundle, scores)) if normalise == "sqrt_length" else scores
+
+
+def _root_lengths(bundle: _Bundle, like: Tensor) -> Tensor:
+    return like.new_tensor(bundle.lengths).rsqrt()[:, None, None]
+
+
+def _before_normalising(d_weights: Tensor, weights: Tensor, bundle: _Bundle, normalise: Normalise) -> Tensor:
+    """Turn the gradient of the weights into the gradient of the scores, 0 on padding."""
+    if normalise == "softmax":
+        return weights * (d_weights - (weights * d_weights).sum(1, keepdim=True))
+    if normalise == "sqrt_length":
+        d_weights = d_weights.mul_(_root_lengths(bundle, d_weights))
+    if bundle.is_behaviour is not None:
+        d_weights = d_weights.mul_(bundle.is_behaviour.to(d_weights)[:, :, None])
+    return d_weights
+
+
+class _Unit(NamedTuple):
+    """What the hidden layer of one bundle is made of."""
+
+    keys: Tensor  # (G, L, D)
+    stacked: Tensor  # (G, C H, D), the matrix of every candidate
+    hidden: Tensor  # (G, C, H), the candidate's part
+    extra: Tensor | None  # (G, L, H), the behaviour's part
+
+    def preactivation(self, buffer: Tensor, rows: slice) -> Tensor:
+        """Write pre of some behaviours into the buffer and return it as (G, rows, C, H)."""
+        keys = self.keys[:, rows]
+        groups, count, units = self.hidden.shape
+        grid = buffer[: keys.shape[1] * self.hidden.numel()].view(groups, keys.shape[1], count, units)
+        if self.extra is None:
+            grid.copy_(self.hidden[:, None])
+        else:
+            torch.add(self.hidden[:, None], self.extra[:, rows, None], out=grid)
+        grid.view(groups, -1, count * units).baddbmm_(keys, self.stacked.mT)
+        return grid
+
+    def row_blocks(self, buffer: Tensor) -> list[slice]:
+        """Cut the behaviours so that each block fits the buffer."""
+        length = self.keys.shape[1]
+        rows = max(1, buffer.shape[0] // self.hidden.numel())
+        return [slice(j, min(j + rows, length)) for j in range(0, length, rows)]
+
+
+def _buffer(like: Tensor, units: int) -> Tensor:
+    """Return a flat buffer that holds at least one row of the widest block of candidates."""
+    return like.new_empty(max(BLOCK_ELEMENTS, CANDIDATE_BLOCK * units))
 
 
 class _Attend(torch.autograd.Function):
@@ -87,38 +191,33 @@ class _Attend(torch.autograd.Function):
         query_score: Tensor,  # (Nc,) added to every score of the candidate
         key_score: Tensor | None,  # (Nh,) added to every score of the behaviour
         query_linear: Tensor | None,  # (Nc, D), its product with the key is added
-        query_offsets: list[int],
-        key_offsets: list[int],
+        bundles: list[_Bundle],
         normalise: Normalise,
     ) -> Tensor:
-        blocks = _blocks(query_offsets, key_offsets)
         out = value.new_zeros(query.shape[0], value.shape[1])
-        units = w_out.shape[0]
         keep = any(ctx.needs_input_grad)
         kept: list[Tensor] = []
-        buffer = _buffer(query, blocks, units)
-        for c0, c1, j0, j1 in blocks:
-            count = c1 - c0
-            width = count * units
-            stacked = (w_key + w_product * query[c0:c1, None, :]).view(width, -1)
-            hidden = query_hidden[c0:c1].view(1, count, units)
-            scores = query.new_empty(j1 - j0, count)
-            rows = max(1, buffer.shape[0] // width)
-            for j in range(j0, j1, rows):
-                top = min(j + rows, j1)
-                pre = _preactivation(buffer, key[j:top], stacked, hidden, key_hidden, j, top)
-                pre.relu_()
-                torch.mv(pre.view(-1, units), w_out, out=scores[j - j0 : top - j0].view(-1))
-            scores += query_score[c0:c1]
+        buffer = _buffer(query, w_out.shape[0])
+        for bundle in bundles:
+            queries = _take(query, bundle.candidates)
+            unit = _unit(queries, key, query_hidden, key_hidden, w_key, w_product, bundle)
+            scores = query.new_empty(*unit.keys.shape[:2], queries.shape[1])
+            for rows in unit.row_blocks(buffer):
+                grid = unit.preactivation(buffer, rows).relu_()
+                scores[:, rows] = (grid.view(-1, w_out.shape[0]) @ w_out).view(grid.shape[:3])
+            scores += _take(query_score, bundle.candidates)[:, None]
             if key_score is not None:
-                scores += key_score[j0:j1, None]
+                scores += _take(key_score, bundle.behaviours)[:, :, None]
             if query_linear is not None:
-                scores.addmm_(key[j0:j1], query_linear[c0:c1].T)
-            weights = _weights_of(scores, normalise)
-            torch.mm(weights.T, value[j0:j1], out=out[c0:c1])
+                scores.baddbmm_(unit.keys, _take(query_linear, bundle.candidates).mT)
+            weights = _normalised(scores, bundle, normalise)
+            found = weights.mT @ _take(value, bundle.behaviours)
+            if bundle.is_candidate is not None:
+                found = found * bundle.is_candidate.to(found)[:, :, None]
+            _add(out, bundle.candidates, found)
             if keep:
                 kept.append(weights)
-        ctx.blocks, ctx.normalise, ctx.kept = blocks, normalise, kept
+        ctx.bundles, ctx.normalise, ctx.kept = bundles, normalise, kept
         ctx.save_for_backward(query, key, value, query_hidden, key_hidden, w_key, w_product, w_out, query_linear)
         ctx.has_key_score = key_score is not None
         return out
@@ -136,51 +235,53 @@ class _Attend(torch.autograd.Function):
         d_query_score = query.new_zeros(query.shape[0])
         d_key_score = key.new_zeros(key.shape[0]) if ctx.has_key_score else None
         d_query_linear = None if query_linear is None else torch.zeros_like(query_linear)
-        buffer = _buffer(query, ctx.blocks, units)
-        d_out = d_out.contiguous()
-        for (c0, c1, j0, j1), weights in zip(ctx.blocks, ctx.kept, strict=True):
-            count = c1 - c0
-            width = count * units
-            keys = key[j0:j1]
-            d_value[j0:j1].addmm_(weights, d_out[c0:c1])
-            d_scores = _backward_of_weights(value[j0:j1] @ d_out[c0:c1].T, weights, ctx.normalise)
-            d_query_score[c0:c1] = d_scores.sum(0)
+        buffer = _buffer(query, units)
+        for bundle, weights in zip(ctx.bundles, ctx.kept, strict=True):
+            queries = _take(query, bundle.candidates)
+            d_found = _take(d_out, bundle.candidates)
+            if bundle.is_candidate is not None:
+                d_found = d_found * bundle.is_candidate.to(d_found)[:, :, None]
+            _add(d_value, bundle.behaviours, weights @ d_found)
+            d_weights = _take(value, bundle.behaviours) @ d_found.mT
+            d_scores = _before_normalising(d_weights, weights, bundle, ctx.normalise)
+            _add(d_query_score, bundle.candidates, d_scores.sum(1))
             if d_key_score is not None:
-                d_key_score[j0:j1] += d_scores.sum(1)
-            if query_linear is not None and d_query_linear is not None:
-                torch.mm(d_scores.T, keys, out=d_query_linear[c0:c1])
-                d_key[j0:j1].addmm_(d_scores, query_linear[c0:c1])
+                _add(d_key_score, bundle.behaviours, d_scores.sum(2))
 
-            stacked = (w_key + w_product * query[c0:c1, None, :]).view(width, dim)
-            weighted = (stacked.view(count, units, dim) * w_out[:, None]).view(width, dim)
-            hidden = query_hidden[c0:c1].view(1, count, units)
+            unit = _unit(queries, key, query_hidden, key_hidden, w_key, w_product, bundle)
+            groups, length, count = d_scores.shape
+            d_keys = torch.zeros_like(unit.keys)
+            if query_linear is not None and d_query_linear is not None:
+                _add(d_query_linear, bundle.candidates, d_scores.mT @ unit.keys)
+                d_keys.baddbmm_(d_scores, _take(query_linear, bundle.candidates))
+            weighted = (unit.stacked.view(groups, count, units, dim) * w_out[:, None]).view(groups, -1, dim)
             # With g = 1[pre > 0] * ds, every gradient is linear in g: w is applied to the small sums, not to the block.
-            d_stacked = query.new_zeros(width, dim)
-            d_hidden = query.new_zeros(width)
-            d_extra = None if key_hidden is None else query.new_empty(j1 - j0, units)
-            rows = max(1, buffer.shape[0] // width)
-            for j in range(j0, j1, rows):
-                top = min(j + rows, j1)
-                part = slice(j - j0, top - j0)
-                pre = _preactivation(buffer, keys[part], stacked, hidden, key_hidden, j, top)
-                grid = pre.view(top - j, count, units)
-                d_grid = d_scores[part, :, None].expand(-1, -1, units)
+            d_stacked = torch.zeros_like(unit.stacked)
+            d_hidden = query.new_zeros(groups, count * units)
+            d_extra = None if key_hidden is None else query.new_empty(groups, length, units)
+            for rows in unit.row_blocks(buffer):
+                grid = unit.preactivation(buffer, rows)
+                d_grid = d_scores[:, rows, :, None].expand(-1, -1, -1, units)
                 torch.ops.aten.threshold_backward.grad_input(d_grid, grid, 0, grad_input=grid)
-                d_stacked.addmm_(pre.T, keys[part])
-                d_key[j:top].addmm_(pre, weighted)
-                d_hidden += pre.sum(0)
+                flat = grid.view(groups, -1, count * units)
+                d_stacked.baddbmm_(flat.mT, unit.keys[:, rows])
+                d_keys[:, rows].baddbmm_(flat, weighted)
+                d_hidden += flat.sum(1)
                 if d_extra is not None:
-                    torch.sum(grid, 1, out=d_extra[part])
-            cube = d_stacked.view(count, units, dim)
-            d_hidden = d_hidden.view(count, units)
-            d_w_out += (stacked * d_stacked).view(count, units, dim).sum((0, 2)) + (hidden[0] * d_hidden).sum(0)
-            d_w_key += cube.sum(0) * w_out[:, None]
-            d_w_product += (cube * query[c0:c1, None, :]).sum(0) * w_out[:, None]
-            d_query[c0:c1] = (cube * (w_product * w_out[:, None])).sum(1)
-            d_query_hidden[c0:c1] = d_hidden * w_out
-            if key_hidden is not None and d_key_hidden is not None and d_extra is not None:
-                d_w_out += (key_hidden[j0:j1] * d_extra).sum(0)
-                d_key_hidden[j0:j1].addcmul_(d_extra, w_out)
+                    torch.sum(grid, 2, out=d_extra[:, rows])
+            cube = d_stacked.view(groups, count, units, dim)
+            d_hidden = d_hidden.view(groups, count, units)
+            d_w_out += (unit.stacked * d_stacked).view(-1, units, dim).sum((0, 2)) + (unit.hidden * d_hidden).sum(
+                (0, 1)
+            )
+            d_w_key += cube.sum((0, 1)) * w_out[:, None]
+            d_w_product += (cube * queries[:, :, None]).sum((0, 1)) * w_out[:, None]
+            _add(d_query, bundle.candidates, (cube * (w_product * w_out[:, None])).sum(2))
+            _add(d_query_hidden, bundle.candidates, d_hidden * w_out)
+            _add(d_key, bundle.behaviours, d_keys)
+            if d_key_hidden is not None and unit.extra is not None and d_extra is not None:
+                d_w_out += (unit.extra * d_extra).sum((0, 1))
+                _add(d_key_hidden, bundle.behaviours, d_extra * w_out)
         return (
             d_query,
             d_key,
@@ -195,33 +296,25 @@ class _Attend(torch.autograd.Function):
             d_query_linear,
             None,
             None,
-            None,
         )
 
 
-def _buffer(like: Tensor, blocks: list[tuple[int, int, int, int]], units: int) -> Tensor:
-    """Return one flat buffer that holds at least one row of the widest block."""
-    widest = max(((c1 - c0) * units for c0, c1, _, _ in blocks), default=0)
-    return like.new_empty(max(BLOCK_ELEMENTS, widest))
-
-
-def _preactivation(
-    buffer: Tensor, keys: Tensor, stacked: Tensor, hidden: Tensor, key_hidden: Tensor | None, first: int, last: int
-) -> Tensor:
-    """Write pre of the behaviours first .. last into the buffer and return it as (rows, candidates x units)."""
-    rows, width = keys.shape[0], stacked.shape[0]
-    pre = buffer[: rows * width].view(rows, width)
-    if key_hidden is None:
-        torch.addmm(hidden.view(1, width), keys, stacked.T, out=pre)
-        return pre
-    torch.add(hidden, key_hidden[first:last, None, :], out=pre.view(rows, hidden.shape[1], hidden.shape[2]))
-    return pre.addmm_(keys, stacked.T)
-
-
-def _backward_of_weights(d_weights: Tensor, weights: Tensor, normalise: Normalise) -> Tensor:
-    if normalise == "softmax":
-        return weights * (d_weights - (weights * d_weights).sum(0))
-    return d_weights.mul_(d_weights.shape[0] ** -0.5) if normalise == "sqrt_length" else d_weights
+def _unit(
+    queries: Tensor,
+    key: Tensor,
+    query_hidden: Tensor,
+    key_hidden: Tensor | None,
+    w_key: Tensor,
+    w_product: Tensor,
+    bundle: _Bundle,
+) -> _Unit:
+    """Gather a bundle's behaviours, and stack the (H, D) matrices of its candidates."""
+    return _Unit(
+        keys=_take(key, bundle.behaviours),
+        stacked=(w_key + w_product * queries[:, :, None]).flatten(1, 2),
+        hidden=_take(query_hidden, bundle.candidates),
+        extra=None if key_hidden is None else _take(key_hidden, bundle.behaviours),
+    )
 
 
 def target_attention(
@@ -274,8 +367,7 @@ def target_attention(
         query_score,
         key_score,
         query_linear,
-        query_offsets.tolist(),
-        key_offsets.tolist(),
+        _bundles(query_offsets.tolist(), key_offsets.tolist(), w_out.shape[0]),
         normalise,
     )
     return out
