@@ -261,7 +261,8 @@ def _event_leaks(sample: pl.DataFrame) -> list[Leak]:
     if not names or len(counts) < 2:
         return []
     found = []
-    for action in counts["action"].head(MOST_ACTIONS):
+    looked_at = 1 if len(counts) == 2 else MOST_ACTIONS  # of two actions, what tells one tells the other
+    for action in counts["action"].reverse().head(looked_at):
         positive = (sample["action"] == action).fill_null(value=False).to_numpy()
         found += find_leaks(sample.select(names), positive, f"action {action}", draw=sample["_draw"].to_numpy())
     return found
