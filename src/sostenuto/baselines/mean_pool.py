@@ -7,7 +7,7 @@ from the numbers to the logit, all as in `models/din.py`, so that the difference
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sostenuto.layers.embedding import ItemEmbedding
 from sostenuto.layers.initialise import xavier_linear
 from sostenuto.layers.request_features import RequestFeatures
+from sostenuto.layers.taste import Taste, TasteState
 from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
 from sostenuto.ops.jagged import segment_sum
 from sostenuto.schema.errors import SpecError
@@ -27,7 +28,8 @@ from sostenuto.schema.histories import Candidates, Context, History, RankerOutpu
 class MeanPoolConfig:
     """Sizes; the defaults are DIN's."""
 
-    item_dim: int = 32  # width of an item's own row; 0 leaves identity out
+    item_dim: int = 0  # width of an item's own trained row; 0 leaves it out: rows over-fit within an epoch
+    vector_dim: int = 32  # width of fixed item vectors from early co-occurrence; 0 leaves them out. Ours
     category_dim: int = 8  # width per category level
     field_dim: int = 8  # width per categorical field
     tower_units: tuple[int, ...] = (128, 64)
@@ -57,6 +59,7 @@ class PooledHistory:
 
     total: Tensor  # (B, D) float64: thousands of terms are added
     length: Tensor  # (B,) int64
+    taste: TasteState
 
 
 class MeanPool(nn.Module):
@@ -71,9 +74,17 @@ class MeanPool(nn.Module):
             category_dim=config.category_dim,
             field_dim=config.field_dim,
             std=config.table_std,
+            vector_dim=config.vector_dim,
             id_dropout=config.id_dropout,
         )
-        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=config.field_std, bins=config.bins)
+        self.taste = Taste(self.items.vector_parts)
+        self.requests = RequestFeatures(
+            features,
+            field_dim=config.field_dim,
+            std=config.field_std,
+            bins=config.bins,
+            extra=self.taste.out_dim if config.vector_dim else 0,
+        )
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.tower = Tower(
             3 * self.items.out_dim + 1 + self.requests.out_dim,
@@ -83,19 +94,40 @@ class MeanPool(nn.Module):
         )
         self.wide = xavier_linear(self.requests.num_numbers, 1, bias=False) if config.wide else None
 
-    def calibrate(self, batches: Iterable[RequestBatch]) -> None:
-        """Set what depends on the data before the first step: the knots of the bins."""
-        self.requests.calibrate(batches)
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]) -> None:
+        """Set what depends on the data before the first step: the fixed item vectors, then the knots of the bins."""
+        items = self.items
+        if items.vector_dim:
+            items.set_vectors(item_vectors(items.vector_dim))
+        self.requests.calibrate(
+            (batch.candidates, self._agreement(self._taste(batch.histories), batch.candidates)) for batch in batches
+        )
+
+    def _taste(self, histories: History) -> TasteState:
+        vectors = self.items.fixed(histories.item)
+        return self.taste.encode(vectors, histories.offsets, histories.time_ms)
+
+    def _agreement(self, state: TasteState, candidates: Candidates) -> Tensor | None:
+        if not self.config.vector_dim:
+            return None
+        found: Tensor = self.taste(state, self.items.fixed(candidates.item), candidates.row)
+        return found
 
     def encode(self, histories: History) -> PooledHistory:
         """Sum the item vectors of each user."""
         vectors = self.items(histories.item, histories.category, histories.fields)
-        return PooledHistory(total=segment_sum(vectors.double(), histories.offsets), length=histories.lengths)
+        return PooledHistory(
+            total=segment_sum(vectors.double(), histories.offsets),
+            length=histories.lengths,
+            taste=self._taste(histories),
+        )
 
     def append(self, state: PooledHistory, events: History) -> PooledHistory:
         """Fold later events in; equal to encoding everything anew."""
         later = self.encode(events)
-        return PooledHistory(total=state.total + later.total, length=state.length + later.length)
+        taste = self.taste.append(state.taste, later.taste)
+        return PooledHistory(total=state.total + later.total, length=state.length + later.length, taste=taste)
 
     def score(self, state: PooledHistory, candidates: Candidates, context: Context) -> RankerOutput:
         """Compare each candidate with the mean behaviour."""
@@ -104,7 +136,7 @@ class MeanPool(nn.Module):
         mean = (state.total / state.length.clamp(min=1)[:, None]).to(target.dtype)[row]
         length = torch.log1p(state.length.to(target.dtype))[row, None] / 10.0  # a tenth: 100,000 behaviours give 1.15
         pooled = self.embedding_dropout(torch.cat([target, mean, target * mean], 1))
-        numbers = self.requests(candidates, context)
+        numbers = self.requests(candidates, context, self._agreement(state.taste, candidates))
         logits: Tensor = self.tower(torch.cat([pooled, length, numbers], 1)).squeeze(1)
         if self.wide is not None:
             logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)

@@ -91,7 +91,7 @@ def standardise(column: Tensor, mean: float, std: float) -> Tensor:
 
 
 class ItemEmbedding(nn.Module):
-    """The vector of an item: its own row, its category path and its static fields, side by side.
+    """The vector of an item: fixed vector, own row, category path and static fields, side by side.
 
     Behaviours and candidates go through the same tables, so they live in one space. Items without a row of their own
     share the unknown row and live by category and fields.
@@ -101,10 +101,13 @@ class ItemEmbedding(nn.Module):
         item_dim: width of the item's own row; 0 leaves identity out.
         category_dim: width per category level.
         field_dim: width per categorical item field.
+        vector_dim: width of fixed item vectors, zero until `set_vectors`; never trained. Ours.
         std: standard deviation of the initial rows.
         id_dropout: chance, per item and call in training, that an item's own row is replaced by the unknown row.
             It trains the unknown row and keeps rare rows from being learnt by heart. Ours.
     """
+
+    vectors: Tensor
 
     def __init__(
         self,
@@ -113,17 +116,23 @@ class ItemEmbedding(nn.Module):
         item_dim: int,
         category_dim: int,
         field_dim: int,
+        vector_dim: int = 0,
         std: float = DEFAULT_STD,
         id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.vector_dim = vector_dim
+        self.vector_parts = 2 if features.categories else 1  # the item's, then its finest category's
+        rows = features.num_items if vector_dim else 0
+        self.register_buffer("vectors", torch.zeros(rows, vector_dim * self.vector_parts))
         self.num_item_rows = max(features.num_item_rows, UNKNOWN + 1)
         self.id_dropout = id_dropout
         self.item = Table(self.num_item_rows, item_dim, std=std) if item_dim else None
         levels = features.categories if category_dim else ()
         self.levels = nn.ModuleList(Table(level.size, category_dim, std=std) for level in levels)
         self.fields = FieldEncoder(features.item_fields if field_dim else (), field_dim, std=std)
-        self.identity_dim = item_dim + category_dim * len(self.levels)  # leading columns: own row and category path
+        # leading columns: what says which item it is
+        self.identity_dim = vector_dim + item_dim + category_dim * len(self.levels)
         self.out_dim = self.identity_dim + self.fields.out_dim
         if self.out_dim == 0:
             raise ValueError(
@@ -131,9 +140,18 @@ class ItemEmbedding(nn.Module):
                 "field; set item_dim to 8 or more"
             )
 
+    @torch.no_grad()
+    def set_vectors(self, vectors: Tensor) -> None:
+        """Take (num_items, vector_parts * vector_dim) fixed vectors over."""
+        self.vectors.copy_(vectors)
+
+    def fixed(self, item: Tensor) -> Tensor:
+        """Return (N, vector_parts * vector_dim) fixed vectors of (N,) items: the item's, then its category's."""
+        return self.vectors[item] if self.vector_dim else item.new_zeros(item.shape[0], 0, dtype=self.vectors.dtype)
+
     def forward(self, item: Tensor, category: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """Return (N, out_dim) of (N,) items, (N, K) categories and item fields."""
-        parts = []
+        parts = [self.vectors[item, : self.vector_dim]] if self.vector_dim else []
         if self.item is not None:
             row = torch.where(item < self.num_item_rows, item, UNKNOWN)
             if self.training and self.id_dropout > 0:

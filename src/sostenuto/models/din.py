@@ -6,7 +6,7 @@ it. Differs from the paper: docs/models/din.md lists every choice of ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.initialise import zero_linear
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
+from sostenuto.layers.taste import Taste, TasteState
 from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
 from sostenuto.ops.jagged import segment_mean
 from sostenuto.ops.target_attention import NORMALISERS, Normalise
@@ -31,7 +32,8 @@ from sostenuto.schema.histories import Candidates, Context, History, RankerOutpu
 class DINConfig:
     """Sizes and switches of DIN."""
 
-    item_dim: int = 32  # width of an item's own row; 0 leaves identity out
+    item_dim: int = 0  # width of an item's own trained row; 0 leaves it out: rows over-fit within an epoch
+    vector_dim: int = 32  # width of fixed item vectors from early co-occurrence; 0 leaves them out. Ours
     category_dim: int = 8  # width per category level
     field_dim: int = 8  # width per categorical field
     attention_units: tuple[int, ...] = (64,)  # hidden widths of the activation unit; one is the fast path
@@ -65,6 +67,14 @@ class DINConfig:
                 raise SpecError(f"DINConfig.{name} must be in [0, 1), got {getattr(self, name)}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DINState:
+    """The behaviours that attention sees, and the taste of all of them."""
+
+    history: EncodedHistory
+    taste: TasteState
+
+
 class DIN(nn.Module):
     """Target attention over all behaviours, and a tower."""
 
@@ -77,6 +87,7 @@ class DIN(nn.Module):
             category_dim=config.category_dim,
             field_dim=config.field_dim,
             std=config.table_std,
+            vector_dim=config.vector_dim,
             id_dropout=config.id_dropout,
         )
         dim, hidden = items.out_dim, config.attention_units[0]
@@ -86,7 +97,14 @@ class DIN(nn.Module):
         self.attention = TargetAttention(
             dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
         )
-        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=config.field_std, bins=config.bins)
+        self.taste = Taste(items.vector_parts)
+        self.requests = RequestFeatures(
+            features,
+            field_dim=config.field_dim,
+            std=config.field_std,
+            bins=config.bins,
+            extra=self.taste.out_dim if config.vector_dim else 0,
+        )
         interest_dim = dim + 1 + (NUM_GAP_FEATURES + 1 if config.gap_values else 0)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.tower = Tower(
@@ -98,32 +116,53 @@ class DIN(nn.Module):
         numbers = self.requests.num_numbers
         self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
 
-    def calibrate(self, batches: Iterable[RequestBatch]) -> None:
-        """Set what depends on the data before the first step: the knots of the bins."""
-        self.requests.calibrate(batches)
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]) -> None:
+        """Set what depends on the data before the first step: the fixed item vectors, then the knots of the bins."""
+        items = self.histories.items
+        if items.vector_dim:
+            items.set_vectors(item_vectors(items.vector_dim))
+        self.requests.calibrate(
+            (batch.candidates, self._agreement(self._taste(batch.histories), batch.candidates)) for batch in batches
+        )
 
-    def encode(self, histories: History) -> EncodedHistory:
+    def _taste(self, histories: History) -> TasteState:
+        vectors = self.histories.items.fixed(histories.item)
+        return self.taste.encode(vectors, histories.offsets, histories.time_ms)
+
+    def _agreement(self, state: TasteState, candidates: Candidates) -> Tensor | None:
+        if not self.config.vector_dim:
+            return None
+        found: Tensor = self.taste(state, self.histories.items.fixed(candidates.item), candidates.row)
+        return found
+
+    def encode(self, histories: History) -> DINState:
         """Embed the behaviours; nothing here knows the candidate or the request."""
-        state: EncodedHistory = self.histories(histories)
-        return state if self.config.short_recent is None else state.newest(self.config.short_recent)
+        encoded: EncodedHistory = self.histories(histories)
+        return DINState(history=self._kept(encoded), taste=self._taste(histories))
 
-    def append(self, state: EncodedHistory, events: History) -> EncodedHistory:
+    def append(self, state: DINState, events: History) -> DINState:
         """Fold later events in; equal to encoding everything anew."""
-        joined = state.joined(self.encode(events))
-        return joined if self.config.short_recent is None else joined.newest(self.config.short_recent)
+        later = self.encode(events)
+        joined = state.history.joined(later.history)
+        return DINState(history=self._kept(joined), taste=self.taste.append(state.taste, later.taste))
 
-    def score(self, state: EncodedHistory, candidates: Candidates, context: Context) -> RankerOutput:
+    def _kept(self, encoded: EncodedHistory) -> EncodedHistory:
+        return encoded if self.config.short_recent is None else encoded.newest(self.config.short_recent)
+
+    def score(self, state: DINState, candidates: Candidates, context: Context) -> RankerOutput:
         """Weigh the behaviours for each candidate and read the tower."""
+        past = state.history
         target = self.histories.items(candidates.item, candidates.category, candidates.fields)
-        at_request = self.histories.request_features(state, context)
-        side = state.side + self.histories.from_request(at_request)
-        ones = torch.ones(state.key.shape[0], 1, device=target.device)
-        value = [state.key, ones, at_request] if self.config.gap_values else [state.key, ones]
-        interest = self.attention(target, candidates.offsets, state.key, state.offsets, torch.cat(value, 1), side)
-        mean = segment_mean(state.key, state.offsets, exact=True)[candidates.row]
+        at_request = self.histories.request_features(past, context)
+        side = past.side + self.histories.from_request(at_request)
+        ones = torch.ones(past.key.shape[0], 1, device=target.device)
+        value = [past.key, ones, at_request] if self.config.gap_values else [past.key, ones]
+        interest = self.attention(target, candidates.offsets, past.key, past.offsets, torch.cat(value, 1), side)
+        mean = segment_mean(past.key, past.offsets, exact=True)[candidates.row]
         interest_in_item = interest[:, : target.shape[1]]
         pooled = self.embedding_dropout(torch.cat([target, mean, target * mean, target * interest_in_item], 1))
-        numbers = self.requests(candidates, context)
+        numbers = self.requests(candidates, context, self._agreement(state.taste, candidates))
         logits: Tensor = self.tower(torch.cat([pooled, interest, numbers], 1)).squeeze(1)
         if self.wide is not None:
             logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
@@ -134,4 +173,4 @@ class DIN(nn.Module):
         return self.score(self.encode(histories), candidates, context)
 
 
-__all__ = ["DIN", "DINConfig"]
+__all__ = ["DIN", "DINConfig", "DINState"]

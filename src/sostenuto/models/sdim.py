@@ -7,7 +7,7 @@ history becomes a table of fixed size. Differs from the paper: docs/models/sdim.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ from sostenuto.layers.hash_buckets import Buckets, HashBuckets
 from sostenuto.layers.initialise import xavier_linear, zero_linear
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
+from sostenuto.layers.taste import Taste, TasteState
 from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
 from sostenuto.ops.bucket_sum import direction
 from sostenuto.ops.target_attention import NORMALISERS, Normalise
@@ -33,7 +34,8 @@ from sostenuto.schema.histories import Candidates, Context, History, RankerOutpu
 class SDIMConfig:
     """Sizes and switches of SDIM."""
 
-    item_dim: int = 32  # width of an item's own row; 0 leaves identity out
+    item_dim: int = 0  # width of an item's own trained row; 0 leaves it out: rows over-fit within an epoch
+    vector_dim: int = 32  # width of fixed item vectors from early co-occurrence; 0 leaves them out. Ours
     category_dim: int = 8  # width per category level
     field_dim: int = 8  # width per categorical field
     num_hashes: int = 48  # m, hyperplanes in all
@@ -87,6 +89,7 @@ class SDIMState:
 
     recent: EncodedHistory
     long: Buckets
+    taste: TasteState
 
 
 class SDIM(nn.Module):
@@ -101,6 +104,7 @@ class SDIM(nn.Module):
             category_dim=config.category_dim,
             field_dim=config.field_dim,
             std=config.table_std,
+            vector_dim=config.vector_dim,
             id_dropout=config.id_dropout,
         )
         if not items.identity_dim:
@@ -120,7 +124,14 @@ class SDIM(nn.Module):
         self.short = TargetAttention(
             dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
         )
-        self.requests = RequestFeatures(features, field_dim=config.field_dim, std=config.field_std, bins=config.bins)
+        self.taste = Taste(items.vector_parts)
+        self.requests = RequestFeatures(
+            features,
+            field_dim=config.field_dim,
+            std=config.field_std,
+            bins=config.bins,
+            extra=self.taste.out_dim if config.vector_dim else 0,
+        )
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         num_sets = self.long.num_sets
         self.tower = Tower(
@@ -136,9 +147,25 @@ class SDIM(nn.Module):
         numbers = self.requests.num_numbers
         self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
 
-    def calibrate(self, batches: Iterable[RequestBatch]) -> None:
-        """Set what depends on the data before the first step: the knots of the bins."""
-        self.requests.calibrate(batches)
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]) -> None:
+        """Set what depends on the data before the first step: the fixed item vectors, then the knots of the bins."""
+        items = self.histories.items
+        if items.vector_dim:
+            items.set_vectors(item_vectors(items.vector_dim))
+        self.requests.calibrate(
+            (batch.candidates, self._agreement(self._taste(batch.histories), batch.candidates)) for batch in batches
+        )
+
+    def _taste(self, histories: History) -> TasteState:
+        vectors = self.histories.items.fixed(histories.item)
+        return self.taste.encode(vectors, histories.offsets, histories.time_ms)
+
+    def _agreement(self, state: TasteState, candidates: Candidates) -> Tensor | None:
+        if not self.config.vector_dim:
+            return None
+        found: Tensor = self.taste(state, self.histories.items.fixed(candidates.item), candidates.row)
+        return found
 
     def encode(self, histories: History) -> SDIMState:
         """Embed and hash the behaviours, and sum them by bucket (the paper's behaviour sequence encoding)."""
@@ -149,6 +176,7 @@ class SDIM(nn.Module):
         return SDIMState(
             recent=encoded.newest(self.config.short_recent),
             long=self.long.encode(self._hashed(encoded.key), values, encoded.offsets, encoded.time_ms),
+            taste=self._taste(histories),
         )
 
     def append(self, state: SDIMState, events: History) -> SDIMState:
@@ -157,6 +185,7 @@ class SDIM(nn.Module):
         return SDIMState(
             recent=state.recent.joined(later.recent).newest(self.config.short_recent),
             long=self.long.append(state.long, later.long),
+            taste=self.taste.append(state.taste, later.taste),
         )
 
     def score(self, state: SDIMState, candidates: Candidates, context: Context) -> RankerOutput:
@@ -174,7 +203,7 @@ class SDIM(nn.Module):
         parts = [pooled, agreement, short]
         if self.config.collision_count:
             parts.append(torch.log1p(count))
-        numbers = self.requests(candidates, context)
+        numbers = self.requests(candidates, context, self._agreement(state.taste, candidates))
         logits: Tensor = self.tower(torch.cat([*parts, numbers], 1)).squeeze(1)
         if self.wide is not None:
             logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from sostenuto.data.prepared import PreparedData
 from sostenuto.evaluation.predictions import Predictions, load_predictions, with_log_facts
 from sostenuto.features.collation import Collator
+from sostenuto.features.cooccurrence import item_vectors
 from sostenuto.features.loading import RequestLoader, sample_rows
 from sostenuto.models.saved import load_ranker, save_ranker
 from sostenuto.models.table import build, entry_of
 from sostenuto.schema.errors import DataError, RunError, SpecError
+from sostenuto.schema.histories import RequestBatch
 from sostenuto.training.checkpoint import load_state, save_state
 from sostenuto.training.config import RunConfig, plain
 from sostenuto.training.loop import Hooks, Progress, restore, train
@@ -245,11 +247,12 @@ def _record_plan(run: _Run, there: dict[str, Any], plan: MemoryPlan) -> None:
 
 
 def _calibrate(run: _Run, ranker: Any) -> None:
-    """Let a ranker set what depends on the data (knots of numbers) from the first training batches."""
+    """Let a ranker set what depends on the data: fixed item vectors, knots of numbers."""
     if hasattr(ranker, "calibrate"):
         stream = run.train.epoch(0)
-        with contextlib.closing(cast("Generator[Any]", stream)):
-            ranker.calibrate(itertools.islice(stream, CALIBRATION_BATCHES))
+        with contextlib.closing(cast("Generator[RequestBatch]", stream)):
+            batches = (batch.to(run.device) for batch in itertools.islice(stream, CALIBRATION_BATCHES))
+            ranker.calibrate(batches, lambda dim: torch.from_numpy(item_vectors(run.data, dim)))
 
 
 def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[str, Any]) -> Finished:

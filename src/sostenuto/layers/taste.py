@@ -1,0 +1,83 @@
+"""How well a candidate agrees with what the user has bought so far, by fixed item vectors, over several horizons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sostenuto.ops.jagged import row_index, segment_sum
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TasteState:
+    """Decayed sums of item vectors of B users; a value. Its size does not depend on the history's length."""
+
+    sums: Tensor  # (B, P, V) float64
+    weights: Tensor  # (B, P) float64, the sums of the weights
+    reference_ms: Tensor  # (B,) int64 time of the newest behaviour, where ages count from
+
+
+class Taste(nn.Module):
+    """Mean item vector of a history with weights 2 ** (-age / half-life), and its inner product with a candidate.
+
+    The first horizon weighs all behaviours alike. Ages count from the newest behaviour: counting from the request
+    would multiply a sum and its weight by one factor. So scoring needs no request time, and a later event is an exact
+    rescale and add. Ours.
+
+    Args:
+        parts:          vectors are this many of equal width side by side; each gives inner products of its own.
+        half_life_days: of the further horizons.
+    """
+
+    rates: Tensor
+
+    def __init__(self, parts: int = 1, half_life_days: Sequence[float] = (7.0, 28.0)) -> None:
+        super().__init__()
+        self.parts = parts
+        rates = [0.0, *(math.log(2.0) / (days * DAY_MS) for days in half_life_days)]
+        self.register_buffer("rates", torch.tensor(rates, dtype=torch.float64), persistent=False)
+        self.horizons = len(rates)
+        self.out_dim = self.horizons * parts
+
+    def encode(self, vectors: Tensor, offsets: Tensor, time_ms: Tensor) -> TasteState:
+        """Sum (N, V) vectors of jagged behaviours, times rising inside a row."""
+        lengths = offsets[1:] - offsets[:-1]
+        reference = torch.zeros_like(lengths)
+        real = lengths > 0
+        reference[real] = time_ms[offsets[1:][real] - 1]
+        age = (reference[row_index(offsets)] - time_ms).double()
+        weights = torch.exp(-age[:, None] * self.rates)
+        weighted = weights[:, :, None] * vectors.double()[:, None, :]
+        sums = segment_sum(weighted.flatten(1), offsets)
+        return TasteState(
+            sums=sums.view(len(lengths), self.horizons, vectors.shape[1]),
+            weights=segment_sum(weights, offsets),
+            reference_ms=reference,
+        )
+
+    def append(self, state: TasteState, later: TasteState) -> TasteState:
+        """Add the sums of later events; equal to encoding everything anew."""
+        reference = torch.maximum(state.reference_ms, later.reference_ms)
+        fade = torch.exp(-(reference - state.reference_ms).double()[:, None] * self.rates)
+        again = torch.exp(-(reference - later.reference_ms).double()[:, None] * self.rates)
+        return TasteState(
+            sums=state.sums * fade[:, :, None] + later.sums * again[:, :, None],
+            weights=state.weights * fade + later.weights * again,
+            reference_ms=reference,
+        )
+
+    def forward(self, state: TasteState, vectors: Tensor, row: Tensor) -> Tensor:
+        """Return (Nc, out_dim) float32 agreements of (Nc, V) candidates; 0 for an empty history."""
+        mean = (state.sums / state.weights.clamp(min=1e-12)[:, :, None]).float()
+        split = (self.parts, vectors.shape[1] // self.parts)
+        by_part = mean.view(*mean.shape[:2], *split)
+        return torch.einsum("cpkv,ckv->cpk", by_part[row], vectors.view(-1, *split)).flatten(1)
+
+
+__all__ = ["Taste", "TasteState"]
