@@ -30,17 +30,18 @@ class MeanPoolConfig:
 
     item_dim: int = 0  # width of an item's own trained row; 0 leaves it out: rows over-fit within an epoch
     vector_dim: int = 32  # width of fixed item vectors from early co-occurrence; 0 leaves them out. Ours
+    key_vector_dim: int = 8  # their leading columns that behaviours and candidates are compared by
     category_dim: int = 8  # width per category level
     field_dim: int = 8  # width per categorical field
     tower_units: tuple[int, ...] = (128, 64)
-    tower_activation: Activation = "dice"
-    dropout: float = 0.0  # after each tower layer
+    tower_activation: Activation = "prelu"
+    dropout: float = 0.1  # after each tower layer
     embedding_dropout: float = 0.0  # on item vectors that enter the tower
     id_dropout: float = 0.0  # chance that an item's own row is replaced by the unknown row
     wide: bool = True  # linear path from match features and candidate numbers to the logit
     bins: int = 12  # piecewise-linear bins per match feature and candidate number; 0 = none. Ours
     field_std: float = 0.01  # initial rows of candidate and context fields
-    table_std: float = 1e-4  # initial embedding rows
+    table_std: float = 1e-2  # initial embedding rows
 
     def __post_init__(self) -> None:
         if self.tower_activation not in ACTIVATIONS:
@@ -75,6 +76,7 @@ class MeanPool(nn.Module):
             field_dim=config.field_dim,
             std=config.table_std,
             vector_dim=config.vector_dim,
+            key_vector_dim=config.key_vector_dim,
             id_dropout=config.id_dropout,
         )
         self.taste = Taste(self.items.vector_parts)

@@ -102,6 +102,8 @@ class ItemEmbedding(nn.Module):
         category_dim: width per category level.
         field_dim: width per categorical item field.
         vector_dim: width of fixed item vectors, zero until `set_vectors`; never trained. Ours.
+        key_vector_dim: leading columns of them that stand in the item's vector. Columns come in falling order of
+            weight, and a key pays for every column at every pair of behaviour and candidate.
         std: standard deviation of the initial rows.
         id_dropout: chance, per item and call in training, that an item's own row is replaced by the unknown row.
             It trains the unknown row and keeps rare rows from being learnt by heart. Ours.
@@ -117,11 +119,13 @@ class ItemEmbedding(nn.Module):
         category_dim: int,
         field_dim: int,
         vector_dim: int = 0,
+        key_vector_dim: int = 0,
         std: float = DEFAULT_STD,
         id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.vector_dim = vector_dim
+        self.key_vector_dim = min(key_vector_dim, vector_dim)
         self.vector_parts = 2 if features.categories else 1  # the item's, then its finest category's
         rows = features.num_items if vector_dim else 0
         self.register_buffer("vectors", torch.zeros(rows, vector_dim * self.vector_parts))
@@ -132,7 +136,7 @@ class ItemEmbedding(nn.Module):
         self.levels = nn.ModuleList(Table(level.size, category_dim, std=std) for level in levels)
         self.fields = FieldEncoder(features.item_fields if field_dim else (), field_dim, std=std)
         # leading columns: what says which item it is
-        self.identity_dim = vector_dim + item_dim + category_dim * len(self.levels)
+        self.identity_dim = self.key_vector_dim + item_dim + category_dim * len(self.levels)
         self.out_dim = self.identity_dim + self.fields.out_dim
         if self.out_dim == 0:
             raise ValueError(
@@ -151,7 +155,7 @@ class ItemEmbedding(nn.Module):
 
     def forward(self, item: Tensor, category: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """Return (N, out_dim) of (N,) items, (N, K) categories and item fields."""
-        parts = [self.vectors[item, : self.vector_dim]] if self.vector_dim else []
+        parts = [self.vectors[item, : self.key_vector_dim]] if self.key_vector_dim else []
         if self.item is not None:
             row = torch.where(item < self.num_item_rows, item, UNKNOWN)
             if self.training and self.id_dropout > 0:

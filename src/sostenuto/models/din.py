@@ -34,22 +34,23 @@ class DINConfig:
 
     item_dim: int = 0  # width of an item's own trained row; 0 leaves it out: rows over-fit within an epoch
     vector_dim: int = 32  # width of fixed item vectors from early co-occurrence; 0 leaves them out. Ours
+    key_vector_dim: int = 8  # their leading columns that behaviours and candidates are compared by
     category_dim: int = 8  # width per category level
     field_dim: int = 8  # width per categorical field
-    attention_units: tuple[int, ...] = (64,)  # hidden widths of the activation unit; one is the fast path
+    attention_units: tuple[int, ...] = (32,)  # hidden widths of the activation unit; one is the fast path
     attention_activation: Literal["relu", "prelu"] = "prelu"
-    normalise: Normalise = "sqrt_length"  # of the weighted sum: none (paper), softmax (its code), sqrt_length (ours)
+    normalise: Normalise = "softmax"  # of the weighted sum: none (paper), softmax (its code), sqrt_length (ours)
     gap_values: bool = True  # also sum gap features, weighted: when the relevant behaviours happened. Ours
     tower_units: tuple[int, ...] = (128, 64)
-    tower_activation: Activation = "dice"
-    dropout: float = 0.0  # after each tower layer
+    tower_activation: Activation = "prelu"
+    dropout: float = 0.1  # after each tower layer
     embedding_dropout: float = 0.0  # on item vectors and interests that enter the tower
     id_dropout: float = 0.0  # chance that an item's own row is replaced by the unknown row. Ours
     wide: bool = True  # linear path from match features and candidate numbers to the logit. Ours
     bins: int = 12  # piecewise-linear bins per match feature and candidate number; 0 = none. Ours
     field_std: float = 0.01  # initial rows of candidate and context fields
     short_recent: int | None = None  # newest behaviours kept, whole moments; None = all
-    table_std: float = 1e-4  # initial embedding rows
+    table_std: float = 1e-2  # initial embedding rows
 
     def __post_init__(self) -> None:
         if not self.attention_units or min(self.attention_units) < 1:
@@ -88,6 +89,7 @@ class DIN(nn.Module):
             field_dim=config.field_dim,
             std=config.table_std,
             vector_dim=config.vector_dim,
+            key_vector_dim=config.key_vector_dim,
             id_dropout=config.id_dropout,
         )
         dim, hidden = items.out_dim, config.attention_units[0]

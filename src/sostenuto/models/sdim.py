@@ -36,21 +36,22 @@ class SDIMConfig:
 
     item_dim: int = 0  # width of an item's own trained row; 0 leaves it out: rows over-fit within an epoch
     vector_dim: int = 32  # width of fixed item vectors from early co-occurrence; 0 leaves them out. Ours
+    key_vector_dim: int = 8  # their leading columns that behaviours and candidates are compared by
     category_dim: int = 8  # width per category level
     field_dim: int = 8  # width per categorical field
     num_hashes: int = 48  # m, hyperplanes in all
     hash_bits: int = 3  # tau, bits per signature; m / tau signatures
-    half_life_days: tuple[float, ...] = (7.0, 28.0, 112.0)  # of the decayed bucket sets; () = the paper's one set
+    half_life_days: tuple[float, ...] = (28.0,)  # of the decayed bucket sets; () = the paper's one set
     normalise_buckets: bool = True  # divide each bucket sum by its length (paper)
     collision_count: bool = False  # also tell the tower log1p of the mean bucket size. Ours
-    side_dim: int = 8  # width of action, value and event fields inside bucket values; 0 leaves them out. Ours
+    side_dim: int = 0  # width of action, value and event fields inside bucket values; 0 leaves them out. Ours
     short_recent: int = 50  # newest behaviours under target attention, whole moments
-    attention_units: tuple[int, ...] = (64,)  # of the short branch
+    attention_units: tuple[int, ...] = (32,)  # of the short branch
     attention_activation: Literal["relu", "prelu"] = "prelu"
-    normalise: Normalise = "sqrt_length"  # of the short branch's weighted sum
+    normalise: Normalise = "softmax"  # of the short branch's weighted sum
     tower_units: tuple[int, ...] = (128, 64)
-    tower_activation: Activation = "dice"
-    dropout: float = 0.0  # after each tower layer
+    tower_activation: Activation = "prelu"
+    dropout: float = 0.1  # after each tower layer
     embedding_dropout: float = 0.0  # on item vectors and interests that enter the tower
     id_dropout: float = 0.0  # chance that an item's own row is replaced by the unknown row. Ours
     wide: bool = True  # linear path from match features and candidate numbers to the logit. Ours
@@ -105,6 +106,7 @@ class SDIM(nn.Module):
             field_dim=config.field_dim,
             std=config.table_std,
             vector_dim=config.vector_dim,
+            key_vector_dim=config.key_vector_dim,
             id_dropout=config.id_dropout,
         )
         if not items.identity_dim:

@@ -29,19 +29,19 @@ def _at_least(owner: str, name: str, value: float | None, lowest: float, unit: s
 class TrainingConfig:
     """How gradient steps are made. Fitted and rule models read only the batch sizes, seed, device and threads."""
 
-    learning_rate: float = 1e-3  # AdamW on everything that is not a table
-    table_learning_rate: float = 1e-3  # touched-row optimiser on embedding tables
+    learning_rate: float = 2e-3  # AdamW on everything that is not a table
+    table_learning_rate: float = 2e-3  # touched-row optimiser on embedding tables
     table_optimiser: Literal["adam", "rowwise_adam", "rowwise_adagrad"] = "adam"
     adam_betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2  # decoupled, on dense matrices only, never on biases and scales
-    table_decay: float = 0.0  # decoupled, on touched rows only; see touched_rows.py
-    table_decay_by: Literal["touch", "frequency"] = "frequency"  # the same at every touch, or divided by the touches
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"  # after the warm-up, down to a tenth at the last step
+    table_decay: float = 0.3  # decoupled, on touched rows only; see touched_rows.py
+    table_decay_by: Literal["touch", "frequency"] = "touch"  # the same at every touch, or divided by the touches
+    schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up, down to a tenth at the last step
     warmup_steps: int = 20  # linear rise from 0
     max_grad_norm: float = 5.0  # over all gradients together; inf switches clipping off
-    weighting: Literal["candidate", "request", "list"] = "candidate"  # what counts the same in the loss; see losses.py
+    weighting: Literal["candidate", "request", "list"] = "list"  # what counts the same in the loss; see losses.py
     listwise: float = 0.0  # weight of a softmax cross-entropy inside each (request, list), added to the main loss
-    batch_requests: int = 32
+    batch_requests: int = 16
     evaluation_batch_requests: int = 32
     evaluations_per_epoch: int = 4  # on validation
     patience: int = 4  # evaluations in a row without a better validation GAUC before the run stops; 0 = never
