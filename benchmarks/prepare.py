@@ -132,11 +132,11 @@ def main() -> None:
         return
     print(machine)
     for row in results:
+        plain_run = f"plain {row['plain_seconds']:.1f} s, {row['plain_peak_gb']:.2f} GB"
+        our_run = f"prepare {row['prepare_seconds']:.1f} s, {row['prepare_peak_gb']:.2f} GB (bar 2.00)"
+        ratio = f"ratio {row['ratio']:.2f} (bar 3.00), of processor time {row['cpu_ratio']:.2f}"
         print(
-            f"{row['format']:8} {row['events']:>11,} events  plain {row['plain_seconds']:.1f} s, "
-            f"{row['plain_peak_gb']:.2f} GB   prepare {row['prepare_seconds']:.1f} s, "
-            f"{row['prepare_peak_gb']:.2f} GB   ratio {row['ratio']:.2f} (bar 3.00; of processor time {row['cpu_ratio']:.2f})   peak bar 2.00 GB   "
-            f"load {row['load_1min']}"
+            f"{row['format']:8} {row['events']:>11,} events  {plain_run}  {our_run}  {ratio}  load {row['load_1min']}"
         )
 
 
