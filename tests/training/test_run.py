@@ -30,7 +30,9 @@ from sostenuto.training.run_folder import clear_run, read_run
 from sostenuto.training.run_log import read_log
 from sostenuto.training.validation import validation_of
 
-TRAINING = TrainingConfig(batch_requests=12, evaluations_per_epoch=2, log_every_steps=1, save_every_steps=3)
+TRAINING = TrainingConfig(
+    learning_rate=1e-3, batch_requests=12, evaluations_per_epoch=2, log_every_steps=1, save_every_steps=3
+)
 BUDGET = Budget(name="toy", train=96, valid=24, test=24, epochs=2)
 
 

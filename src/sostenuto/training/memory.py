@@ -219,7 +219,7 @@ class Load:
         }
 
     def heaviest(self) -> list[int]:
-        """Return the batches to try: the one with most pairs, and the one with most events unless the first is close."""
+        """Return the batches to try: that with most pairs, and that with most events unless the first is close."""
         by_pairs, by_events = int(np.argmax(self.pairs)), int(np.argmax(self.events))
         close = self.events[by_pairs] >= 0.95 * self.events[by_events]
         return [by_pairs] if close else [by_pairs, by_events]
