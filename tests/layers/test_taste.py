@@ -23,6 +23,7 @@ def made(lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor, tor
 @given(LENGTHS, st.integers(0, 99))
 def test_agreement_is_the_weighted_mean_times_the_candidate(lengths: list[int], seed: int) -> None:
     vectors, offsets, time_ms = made(lengths, seed)
+    torch.manual_seed(seed)
     taste = Taste(2, (7.0,))
     candidates = torch.randn(len(lengths), 4)
     got = taste(taste.encode(vectors, offsets, time_ms), candidates, torch.arange(len(lengths)))
@@ -33,7 +34,7 @@ def test_agreement_is_the_weighted_mean_times_the_candidate(lengths: list[int], 
         for half_life in (None, 7.0):
             age = (time_ms[own].max() - time_ms[own]).double() / DAY_MS if n else torch.zeros(0)
             w = torch.ones(n) if half_life is None else 0.5 ** (age / half_life)
-            mean = (w[:, None] * vectors[own]).sum(0) / w.sum() if n else torch.zeros(4)
+            mean = (w.double()[:, None] * vectors[own]).sum(0) / w.sum() if n else torch.zeros(4).double()
             want += [float(mean[:2] @ candidates[b, :2].double()), float(mean[2:] @ candidates[b, 2:].double())]
         torch.testing.assert_close(got[b].double(), torch.tensor(want, dtype=torch.float64), rtol=1e-5, atol=1e-5)
 

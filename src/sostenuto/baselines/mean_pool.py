@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sostenuto.layers.embedding import ItemEmbedding
 from sostenuto.layers.initialise import xavier_linear
 from sostenuto.layers.request_features import RequestFeatures
-from sostenuto.layers.taste import Taste, TasteState
+from sostenuto.layers.taste import TasteState
 from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
 from sostenuto.ops.jagged import segment_sum
 from sostenuto.schema.errors import SpecError
@@ -60,7 +60,7 @@ class PooledHistory:
 
     total: Tensor  # (B, D) float64: thousands of terms are added
     length: Tensor  # (B,) int64
-    taste: TasteState
+    taste: TasteState | None
 
 
 class MeanPool(nn.Module):
@@ -79,42 +79,21 @@ class MeanPool(nn.Module):
             key_vector_dim=config.key_vector_dim,
             id_dropout=config.id_dropout,
         )
-        self.taste = Taste(self.items.vector_parts)
         self.requests = RequestFeatures(
-            features,
-            field_dim=config.field_dim,
-            std=config.field_std,
-            bins=config.bins,
-            extra=self.taste.out_dim if config.vector_dim else 0,
+            features, self.items, field_dim=config.field_dim, std=config.field_std, bins=config.bins
         )
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.tower = Tower(
-            3 * self.items.out_dim + 1 + self.requests.out_dim,
+            2 * self.items.out_dim + 1 + self.requests.out_dim,
             config.tower_units,
             activation=config.tower_activation,
             dropout=config.dropout,
         )
         self.wide = xavier_linear(self.requests.num_numbers, 1, bias=False) if config.wide else None
 
-    @torch.no_grad()
     def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]) -> None:
-        """Set what depends on the data before the first step: the fixed item vectors, then the knots of the bins."""
-        items = self.items
-        if items.vector_dim:
-            items.set_vectors(item_vectors(items.vector_dim))
-        self.requests.calibrate(
-            (batch.candidates, self._agreement(self._taste(batch.histories), batch.candidates)) for batch in batches
-        )
-
-    def _taste(self, histories: History) -> TasteState:
-        vectors = self.items.fixed(histories.item)
-        return self.taste.encode(vectors, histories.offsets, histories.time_ms)
-
-    def _agreement(self, state: TasteState, candidates: Candidates) -> Tensor | None:
-        if not self.config.vector_dim:
-            return None
-        found: Tensor = self.taste(state, self.items.fixed(candidates.item), candidates.row)
-        return found
+        """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
+        self.requests.calibrate(self.items, batches, item_vectors)
 
     def encode(self, histories: History) -> PooledHistory:
         """Sum the item vectors of each user."""
@@ -122,13 +101,13 @@ class MeanPool(nn.Module):
         return PooledHistory(
             total=segment_sum(vectors.double(), histories.offsets),
             length=histories.lengths,
-            taste=self._taste(histories),
+            taste=self.requests.encode(self.items, histories),
         )
 
     def append(self, state: PooledHistory, events: History) -> PooledHistory:
         """Fold later events in; equal to encoding everything anew."""
         later = self.encode(events)
-        taste = self.taste.append(state.taste, later.taste)
+        taste = self.requests.append(state.taste, later.taste)
         return PooledHistory(total=state.total + later.total, length=state.length + later.length, taste=taste)
 
     def score(self, state: PooledHistory, candidates: Candidates, context: Context) -> RankerOutput:
@@ -137,8 +116,8 @@ class MeanPool(nn.Module):
         target = self.items(candidates.item, candidates.category, candidates.fields)
         mean = (state.total / state.length.clamp(min=1)[:, None]).to(target.dtype)[row]
         length = torch.log1p(state.length.to(target.dtype))[row, None] / 10.0  # a tenth: 100,000 behaviours give 1.15
-        pooled = self.embedding_dropout(torch.cat([target, mean, target * mean], 1))
-        numbers = self.requests(candidates, context, self._agreement(state.taste, candidates))
+        pooled = self.embedding_dropout(torch.cat([target, target * mean], 1))
+        numbers = self.requests(self.items, state.taste, candidates, context)
         logits: Tensor = self.tower(torch.cat([pooled, length, numbers], 1)).squeeze(1)
         if self.wide is not None:
             logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)

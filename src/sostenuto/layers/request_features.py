@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from sostenuto.layers.embedding import DEFAULT_STD, FieldEncoder
+from sostenuto.layers.embedding import DEFAULT_STD, FieldEncoder, ItemEmbedding
 from sostenuto.layers.quantile_bins import QuantileBins
 from sostenuto.layers.running_scale import RunningScale
+from sostenuto.layers.taste import Taste, TasteState
 from sostenuto.schema.features import FeatureSpec
-from sostenuto.schema.histories import Candidates, Context
+from sostenuto.schema.histories import Candidates, Context, History, RequestBatch
 
 
 class RequestFeatures(nn.Module):
-    """Match features, candidate fields and context fields as one vector per candidate.
+    """Match features, candidate fields, context fields and agreement with taste as one vector per candidate.
 
-    Numbers (match features, numeric and vector fields, `extra` columns that the ranker computes) go through
-    `RunningScale` and, with `bins`, stand there a second time as `QuantileBins`; categories go through tables.
+    Numbers (match features, numeric and vector fields, agreements) go through `RunningScale` and, with `bins`, stand
+    there a second time as `QuantileBins`; categories go through tables. Agreements are there when the items have fixed
+    vectors; the items are handed in, because rankers own them.
 
     Attributes:
         out_dim: width of the whole vector.
@@ -26,7 +28,13 @@ class RequestFeatures(nn.Module):
     """
 
     def __init__(
-        self, features: FeatureSpec, *, field_dim: int, std: float = DEFAULT_STD, bins: int = 0, extra: int = 0
+        self,
+        features: FeatureSpec,
+        items: ItemEmbedding,
+        *,
+        field_dim: int,
+        std: float = DEFAULT_STD,
+        bins: int = 0,
     ) -> None:
         super().__init__()
         numbers = tuple(f for f in features.candidate_fields if f.kind in {"numeric", "vector"})
@@ -34,30 +42,59 @@ class RequestFeatures(nn.Module):
         self.candidate_numbers = FieldEncoder(numbers, field_dim, std=std)
         self.candidate_kinds = FieldEncoder(kinds, field_dim, std=std)
         self.context = FieldEncoder(features.context_fields, field_dim, std=std)
+        self.taste = Taste(items.vector_parts) if items.vector_dim else None
         self.num_match = len(features.match)
-        columns = self.num_match + self.candidate_numbers.out_dim + extra
+        agreements = self.taste.out_dim if self.taste is not None else 0
+        columns = self.num_match + self.candidate_numbers.out_dim + agreements
         self.scale = RunningScale(columns)
         self.bins = QuantileBins(columns, bins) if bins and columns else None
         self.num_numbers = columns + (self.bins.out_dim if self.bins is not None else 0)
         self.out_dim = self.num_numbers + self.candidate_kinds.out_dim + self.context.out_dim
 
+    def encode(self, items: ItemEmbedding, histories: History) -> TasteState | None:
+        """Return what agreements need of a history: user side, bounded, None without fixed vectors."""
+        if self.taste is None:
+            return None
+        return self.taste.encode(items.fixed(histories.item), histories.offsets, histories.time_ms)
+
+    def append(self, state: TasteState | None, later: TasteState | None) -> TasteState | None:
+        """Fold later events in; equal to encoding everything anew."""
+        if self.taste is None or state is None or later is None:
+            return None
+        return self.taste.append(state, later)
+
     @torch.no_grad()
-    def calibrate(self, sample: Iterable[tuple[Candidates, Tensor | None]]) -> None:
-        """Set the knots of the bins from (candidates, extra columns) of training; once, before the first step."""
+    def calibrate(
+        self, items: ItemEmbedding, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]
+    ) -> None:
+        """Set what depends on the data before the first step: fixed item vectors, then the knots of the bins.
+
+        Args:
+            items:        the ranker's.
+            batches:      a few training batches.
+            item_vectors: gives (num_items, vector_parts * dim) vectors for a width.
+        """
+        if items.vector_dim:
+            items.set_vectors(item_vectors(items.vector_dim))
         if self.bins is not None:
-            self.bins.calibrate(torch.cat([self._columns(candidates, extra) for candidates, extra in sample]))
+            sample = [self._columns(items, self.encode(items, batch.histories), batch.candidates) for batch in batches]
+            self.bins.calibrate(torch.cat(sample))
 
-    def _columns(self, candidates: Candidates, extra: Tensor | None) -> Tensor:
-        match = candidates.match[:, : self.num_match]
-        columns = [match, self.candidate_numbers(candidates.fields, candidates.item.shape[0])]
-        return torch.cat(columns if extra is None else [*columns, extra], 1)
+    def _columns(self, items: ItemEmbedding, state: TasteState | None, candidates: Candidates) -> Tensor:
+        columns = [candidates.match[:, : self.num_match]]
+        columns.append(self.candidate_numbers(candidates.fields, candidates.item.shape[0]))
+        if self.taste is not None and state is not None:
+            columns.append(self.taste(state, items.fixed(candidates.item), candidates.row))
+        return torch.cat(columns, 1)
 
-    def forward(self, candidates: Candidates, context: Context, extra: Tensor | None = None) -> Tensor:
-        """Return (N, out_dim); `extra` is (N, extra) where the layer was made with it."""
+    def forward(
+        self, items: ItemEmbedding, state: TasteState | None, candidates: Candidates, context: Context
+    ) -> Tensor:
+        """Return (N, out_dim)."""
         num = candidates.item.shape[0]
         parts = []
         if self.num_numbers:
-            columns = self._columns(candidates, extra)
+            columns = self._columns(items, state, candidates)
             parts.append(self.scale(columns))
             if self.bins is not None:
                 parts.append(self.bins(columns))

@@ -18,7 +18,7 @@ from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.initialise import zero_linear
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
-from sostenuto.layers.taste import Taste, TasteState
+from sostenuto.layers.taste import TasteState
 from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
 from sostenuto.ops.jagged import segment_mean
 from sostenuto.ops.target_attention import NORMALISERS, Normalise
@@ -73,7 +73,7 @@ class DINState:
     """The behaviours that attention sees, and the taste of all of them."""
 
     history: EncodedHistory
-    taste: TasteState
+    taste: TasteState | None
 
 
 class DIN(nn.Module):
@@ -99,18 +99,13 @@ class DIN(nn.Module):
         self.attention = TargetAttention(
             dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
         )
-        self.taste = Taste(items.vector_parts)
         self.requests = RequestFeatures(
-            features,
-            field_dim=config.field_dim,
-            std=config.field_std,
-            bins=config.bins,
-            extra=self.taste.out_dim if config.vector_dim else 0,
+            features, items, field_dim=config.field_dim, std=config.field_std, bins=config.bins
         )
         interest_dim = dim + 1 + (NUM_GAP_FEATURES + 1 if config.gap_values else 0)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.tower = Tower(
-            4 * dim + interest_dim + self.requests.out_dim,
+            3 * dim + interest_dim + self.requests.out_dim,
             config.tower_units,
             activation=config.tower_activation,
             dropout=config.dropout,
@@ -118,36 +113,20 @@ class DIN(nn.Module):
         numbers = self.requests.num_numbers
         self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
 
-    @torch.no_grad()
     def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]) -> None:
-        """Set what depends on the data before the first step: the fixed item vectors, then the knots of the bins."""
-        items = self.histories.items
-        if items.vector_dim:
-            items.set_vectors(item_vectors(items.vector_dim))
-        self.requests.calibrate(
-            (batch.candidates, self._agreement(self._taste(batch.histories), batch.candidates)) for batch in batches
-        )
-
-    def _taste(self, histories: History) -> TasteState:
-        vectors = self.histories.items.fixed(histories.item)
-        return self.taste.encode(vectors, histories.offsets, histories.time_ms)
-
-    def _agreement(self, state: TasteState, candidates: Candidates) -> Tensor | None:
-        if not self.config.vector_dim:
-            return None
-        found: Tensor = self.taste(state, self.histories.items.fixed(candidates.item), candidates.row)
-        return found
+        """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
+        self.requests.calibrate(self.histories.items, batches, item_vectors)
 
     def encode(self, histories: History) -> DINState:
         """Embed the behaviours; nothing here knows the candidate or the request."""
         encoded: EncodedHistory = self.histories(histories)
-        return DINState(history=self._kept(encoded), taste=self._taste(histories))
+        return DINState(history=self._kept(encoded), taste=self.requests.encode(self.histories.items, histories))
 
     def append(self, state: DINState, events: History) -> DINState:
         """Fold later events in; equal to encoding everything anew."""
         later = self.encode(events)
         joined = state.history.joined(later.history)
-        return DINState(history=self._kept(joined), taste=self.taste.append(state.taste, later.taste))
+        return DINState(history=self._kept(joined), taste=self.requests.append(state.taste, later.taste))
 
     def _kept(self, encoded: EncodedHistory) -> EncodedHistory:
         return encoded if self.config.short_recent is None else encoded.newest(self.config.short_recent)
@@ -163,8 +142,8 @@ class DIN(nn.Module):
         interest = self.attention(target, candidates.offsets, past.key, past.offsets, torch.cat(value, 1), side)
         mean = segment_mean(past.key, past.offsets, exact=True)[candidates.row]
         interest_in_item = interest[:, : target.shape[1]]
-        pooled = self.embedding_dropout(torch.cat([target, mean, target * mean, target * interest_in_item], 1))
-        numbers = self.requests(candidates, context, self._agreement(state.taste, candidates))
+        pooled = self.embedding_dropout(torch.cat([target, target * mean, target * interest_in_item], 1))
+        numbers = self.requests(self.histories.items, state.taste, candidates, context)
         logits: Tensor = self.tower(torch.cat([pooled, interest, numbers], 1)).squeeze(1)
         if self.wide is not None:
             logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)

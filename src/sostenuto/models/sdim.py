@@ -20,7 +20,7 @@ from sostenuto.layers.hash_buckets import Buckets, HashBuckets
 from sostenuto.layers.initialise import xavier_linear, zero_linear
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
-from sostenuto.layers.taste import Taste, TasteState
+from sostenuto.layers.taste import TasteState
 from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
 from sostenuto.ops.bucket_sum import direction
 from sostenuto.ops.target_attention import NORMALISERS, Normalise
@@ -90,7 +90,7 @@ class SDIMState:
 
     recent: EncodedHistory
     long: Buckets
-    taste: TasteState
+    taste: TasteState | None
 
 
 class SDIM(nn.Module):
@@ -126,13 +126,8 @@ class SDIM(nn.Module):
         self.short = TargetAttention(
             dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
         )
-        self.taste = Taste(items.vector_parts)
         self.requests = RequestFeatures(
-            features,
-            field_dim=config.field_dim,
-            std=config.field_std,
-            bins=config.bins,
-            extra=self.taste.out_dim if config.vector_dim else 0,
+            features, items, field_dim=config.field_dim, std=config.field_std, bins=config.bins
         )
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         num_sets = self.long.num_sets
@@ -149,25 +144,9 @@ class SDIM(nn.Module):
         numbers = self.requests.num_numbers
         self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
 
-    @torch.no_grad()
     def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]) -> None:
-        """Set what depends on the data before the first step: the fixed item vectors, then the knots of the bins."""
-        items = self.histories.items
-        if items.vector_dim:
-            items.set_vectors(item_vectors(items.vector_dim))
-        self.requests.calibrate(
-            (batch.candidates, self._agreement(self._taste(batch.histories), batch.candidates)) for batch in batches
-        )
-
-    def _taste(self, histories: History) -> TasteState:
-        vectors = self.histories.items.fixed(histories.item)
-        return self.taste.encode(vectors, histories.offsets, histories.time_ms)
-
-    def _agreement(self, state: TasteState, candidates: Candidates) -> Tensor | None:
-        if not self.config.vector_dim:
-            return None
-        found: Tensor = self.taste(state, self.histories.items.fixed(candidates.item), candidates.row)
-        return found
+        """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
+        self.requests.calibrate(self.histories.items, batches, item_vectors)
 
     def encode(self, histories: History) -> SDIMState:
         """Embed and hash the behaviours, and sum them by bucket (the paper's behaviour sequence encoding)."""
@@ -178,7 +157,7 @@ class SDIM(nn.Module):
         return SDIMState(
             recent=encoded.newest(self.config.short_recent),
             long=self.long.encode(self._hashed(encoded.key), values, encoded.offsets, encoded.time_ms),
-            taste=self._taste(histories),
+            taste=self.requests.encode(self.histories.items, histories),
         )
 
     def append(self, state: SDIMState, events: History) -> SDIMState:
@@ -187,7 +166,7 @@ class SDIM(nn.Module):
         return SDIMState(
             recent=state.recent.joined(later.recent).newest(self.config.short_recent),
             long=self.long.append(state.long, later.long),
-            taste=self.taste.append(state.taste, later.taste),
+            taste=self.requests.append(state.taste, later.taste),
         )
 
     def score(self, state: SDIMState, candidates: Candidates, context: Context) -> RankerOutput:
@@ -205,7 +184,7 @@ class SDIM(nn.Module):
         parts = [pooled, agreement, short]
         if self.config.collision_count:
             parts.append(torch.log1p(count))
-        numbers = self.requests(candidates, context, self._agreement(state.taste, candidates))
+        numbers = self.requests(self.histories.items, state.taste, candidates, context)
         logits: Tensor = self.tower(torch.cat([*parts, numbers], 1)).squeeze(1)
         if self.wide is not None:
             logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)

@@ -36,7 +36,9 @@ class TrainingConfig:
     weight_decay: float = 1e-2  # decoupled, on dense matrices only, never on biases and scales
     table_decay: float = 0.3  # decoupled, on touched rows only; see touched_rows.py
     table_decay_by: Literal["touch", "frequency"] = "touch"  # the same at every touch, or divided by the touches
-    schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up, down to a tenth at the last step
+    schedule: Literal["constant", "linear", "cosine"] = (
+        "linear"  # after the warm-up, down to a fiftieth at the last step
+    )
     warmup_steps: int = 20  # linear rise from 0
     max_grad_norm: float = 5.0  # over all gradients together; inf switches clipping off
     weighting: Literal["candidate", "request", "list"] = "list"  # what counts the same in the loss; see losses.py

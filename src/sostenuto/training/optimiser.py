@@ -13,7 +13,7 @@ from sostenuto.layers.embedding import Table
 from sostenuto.training.config import TrainingConfig
 from sostenuto.training.touched_rows import TouchedRowOptimiser
 
-LAST_SHARE = 0.1  # of the learning rate, where a falling schedule ends
+LAST_SHARE = 0.02  # of the learning rate, where a falling schedule ends
 
 
 def table_parameters(ranker: nn.Module) -> dict[str, nn.Parameter]:
