@@ -51,7 +51,7 @@ def test_tables_are_found_once_and_everything_else_is_dense() -> None:
 
 def test_dense_weights_follow_adamw_and_biases_do_not_decay() -> None:
     ranker, twin = Small(), Small()
-    optimiser = RankerOptimiser(ranker, TrainingConfig(weight_decay=0.1, max_grad_norm=math.inf))
+    optimiser = RankerOptimiser(ranker, TrainingConfig(learning_rate=1e-3, weight_decay=0.1, max_grad_norm=math.inf))
     plain = torch.optim.AdamW(
         [
             {"params": [twin.head.weight], "weight_decay": 0.1},

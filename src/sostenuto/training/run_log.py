@@ -26,10 +26,10 @@ class RunLog:
 
     def __init__(self, path: Path, *, keep_bytes: int = 0, tensorboard: bool = False) -> None:
         """Open the log and keep its first `keep_bytes` bytes."""
+        self._board: Any = _summary_writer(path.parent / "tensorboard") if tensorboard else None
         self._file = path.open("ab")
         self._file.truncate(keep_bytes)
         self._file.seek(0, 2)
-        self._board: Any = _summary_writer(path.parent / "tensorboard") if tensorboard else None
 
     @property
     def size(self) -> int:
