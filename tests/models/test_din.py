@@ -108,7 +108,7 @@ def test_the_request_matters(column):
 
 
 def test_the_wide_path_is_a_linear_model_of_match_features():
-    ranker, batch = din(), make_batch(SPEC, [(3, 4)], 1)
+    ranker, batch = din(bins=0), make_batch(SPEC, [(3, 4)], 1)
     with torch.no_grad():
         for parameter in ranker.tower.parameters():
             parameter.zero_()
@@ -126,11 +126,11 @@ def test_a_fresh_wide_path_says_nothing():
 
 def test_only_the_newest_behaviours_are_kept_when_asked():
     ranker, batch = din(short_recent=2), make_batch(SPEC, [(9, 2), (1, 1), (0, 1)], 3)
-    state = ranker.encode(batch.histories)
+    state = ranker.encode(batch.histories).history
     assert state.lengths.tolist()[1:] == [1, 0]
     assert 2 <= int(state.lengths[0]) < 9
     oldest = take_history(batch.histories, torch.arange(8), torch.tensor([8, 0, 0]))
-    assert int(ranker.encode(oldest).lengths[0]) <= 8
+    assert int(ranker.encode(oldest).history.lengths[0]) <= 8
 
 
 @pytest.mark.parametrize(

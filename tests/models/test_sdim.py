@@ -33,6 +33,7 @@ VARIANTS = {
     "newest 2": {"short_recent": 2},
     "paper": {"half_life_days": (), "side_dim": 0, "wide": False},
     "plain sums": {"normalise_buckets": False, "collision_count": True},
+    "side values": {"side_dim": 4},
     "one bit": {"hash_bits": 1},
     "deep short branch": {"attention_units": (8, 5), "normalise": "softmax"},
 }
@@ -88,7 +89,7 @@ def test_old_behaviours_matter_through_the_buckets_only():
 
 def test_only_item_and_category_rows_are_hashed():
     """Candidates have no action, value or gap, so these may not decide about buckets; they travel in the values."""
-    ranker, batch = sdim(), make_batch(SPEC, [(7, 4)], 1)
+    ranker, batch = sdim(side_dim=4), make_batch(SPEC, [(7, 4)], 1)
     history = batch.histories
     other = replace(history, action=(history.action + 1) % 4, value=torch.nan_to_num(history.value) + 3)
     with torch.no_grad():
@@ -101,7 +102,7 @@ def test_only_item_and_category_rows_are_hashed():
 
 def test_items_that_nothing_can_tell_apart_are_refused():
     with pytest.raises(SpecError, match="hashes item and category rows"):
-        sdim(spec=view_of(replace(PREPARED, categories=()), match=True), item_dim=0)
+        sdim(spec=view_of(replace(PREPARED, categories=()), match=True), item_dim=0, vector_dim=0)
 
 
 @pytest.mark.parametrize(
