@@ -26,6 +26,10 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each recipe, seeds 0, 1, ...")] = 3,
     budget: Annotated[str, typer.Option(help="smoke, demo, standard or full: how many requests are used.")] = "demo",
     baseline: Annotated[str | None, typer.Option(help="Recipe that the others are tested against.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at the same time, one thread each. Default: one per core, two at most."),
+    ] = None,
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,6 +50,7 @@ def compare(
         budget=budget,
         baseline=baseline,
         changes=changes or [],
+        workers=workers,
         reporter=RichReporter(),
     )
     if as_json:
