@@ -39,6 +39,14 @@ def test_too_little_data_gives_zero_columns() -> None:
     assert not few[:, 1:].any()
 
 
+def test_items_that_every_user_has_get_zero_vectors() -> None:
+    user, item = np.repeat(np.arange(10), 4), np.tile(np.arange(2, 6), 10)
+    assert not cooccurrence_vectors(user, item, 8, 3).any()
+    one_more = cooccurrence_vectors(np.append(user, 0), np.append(item, 6), 8, 3)
+    assert not one_more[2:6].any()
+    assert one_more[6].any()
+
+
 def test_nothing_at_or_after_the_first_training_request_is_used(tmp_path: Path) -> None:
     before = item_vectors(write_small(tmp_path / "one", users=30), 4)
     assert before.shape == (40, 8)

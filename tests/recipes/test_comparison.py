@@ -10,7 +10,8 @@ import pytest
 from sostenuto.data.worlds import world_prepared
 from sostenuto.recipes.comparison import best_run, planned_runs, run_comparison
 from sostenuto.reports.comparison import load_comparison
-from sostenuto.schema.errors import SpecError
+from sostenuto.schema.errors import RunError, SpecError
+from sostenuto.training.run import run_training
 
 TINY = ("training.batch_requests=16", "training.evaluations_per_epoch=1")
 
@@ -60,6 +61,14 @@ def test_rows_must_have_distinct_names(tmp_path: Path, recipes: tuple[str, ...])
 def test_a_baseline_must_be_compared(world: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="baseline must be one of the compared recipes"):
         run_comparison(world, tmp_path, recipes=("repeat",), baseline="trees")
+
+
+def test_runs_of_another_config_are_not_taken_for_ours(world: Path, tmp_path: Path) -> None:
+    (run,) = planned_runs(tmp_path, ("popularity",), (0,), "smoke", TINY)
+    run_training(world, run.folder, run.config)
+    (run.folder / "predictions" / "test.npz").write_bytes(b"")  # as if it had been measured
+    with pytest.raises(RunError, match=r"budget.*another output folder"):
+        run_comparison(world, tmp_path, recipes=("popularity",), seeds=(0,), budget="demo", changes=TINY)
 
 
 def test_a_change_that_no_recipe_knows_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def cooccurrence_vectors(user: Array, item: Array, num_items: int, dim: int) -> 
     weight = np.log1p(counts.data) * np.log((len(users) + 1) / (holders + 1.0))[counts.indices]
     length = np.sqrt(np.bincount(np.repeat(np.arange(len(users)), np.diff(counts.indptr)), weight**2, len(users)))
     counts.data = weight / np.maximum(length, 1e-12)[np.repeat(np.arange(len(users)), np.diff(counts.indptr))]
+    if not counts.data.any():  # every user has every item: nothing tells them apart, and ARPACK refuses zeros
+        return vectors
     start = np.random.default_rng(0).normal(size=min(counts.shape))
     _, singular, right = svds(counts, k=rank, v0=start)
     order = np.argsort(-singular, kind="stable")

@@ -11,6 +11,7 @@ import concurrent.futures
 import json
 import multiprocessing
 import os
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -101,7 +102,7 @@ def run_comparison(
 
     Args:
         data:     prepared folder.
-        out:      folder of the comparison; runs that are finished there are taken as they are.
+        out:      folder of the comparison; finished runs of the same config and data there are taken as they are.
         recipes:  names; each becomes one row.
         seeds:    of training; all rows share requests and candidates.
         budget:   name of the budget.
@@ -123,6 +124,7 @@ def run_comparison(
     opened = PreparedData(data)
     plan = planned_runs(Path(out), recipes, seeds, budget, changes)
     count = workers or min(2, os.cpu_count() or 1)
+    _refuse_other_runs(plan, opened)
     _train_all(opened.folder, plan, count, reporter)
     reporter.note("measuring and testing")
     groups = [_group(name, [run for run in plan if run.recipe == name], opened) for name in recipes]
@@ -138,12 +140,22 @@ def run_comparison(
         seeds=seeds,
         settings=_settings_text(plan),
         versions=versions(),
-        command=_command(data, out, recipes, seeds, budget, changes),
+        command=_command(data, out, recipes, seeds, budget, baseline, changes),
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     result.save(Path(out) / "comparison.json")
     write_report(Path(out) / "report.html", result)
     return result
+
+
+def _refuse_other_runs(plan: Sequence[PlannedRun], data: PreparedData) -> None:
+    """Refuse a folder whose runs have another config or other data: their numbers would stand under a wrong name."""
+    from sostenuto.training.run_folder import read_run, refuse_other_run
+
+    for run in plan:
+        if (run.folder / "config.json").is_file():
+            wanted = {"config": to_dict(run.config), "data": {"arrays_hash": data.manifest.arrays_hash}}
+            refuse_other_run(run.folder, read_run(run.folder), wanted)
 
 
 def _train_all(data: Path, plan: Sequence[PlannedRun], workers: int, reporter: Reporter) -> None:
@@ -268,13 +280,21 @@ def _settings_text(plan: Sequence[PlannedRun]) -> dict[str, str]:
 
 
 def _command(
-    data: Path, out: Path, recipes: Sequence[str], seeds: Sequence[int], budget: str, changes: Sequence[str]
+    data: Path,
+    out: Path,
+    recipes: Sequence[str],
+    seeds: Sequence[int],
+    budget: str,
+    baseline: str | None,
+    changes: Sequence[str],
 ) -> str:
-    options = "".join(f" --set {change}" for change in changes)
-    return (
-        f"sostenuto compare {data} --models {','.join(recipes)} --seeds {len(seeds)} --budget {budget}"
-        f"{options} --out {out}"
-    )
+    words = ["sostenuto", "compare", str(data), "--models", ",".join(recipes)]
+    words += ["--seeds", str(len(seeds)), "--budget", budget]
+    if baseline is not None:
+        words += ["--baseline", baseline]
+    for change in changes:
+        words += ["--set", change]
+    return shlex.join([*words, "--out", str(out)])
 
 
 def best_run(out: Path) -> Path:
