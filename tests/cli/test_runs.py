@@ -63,6 +63,11 @@ def test_evaluate_tests_a_run_against_another(call, runs):
     assert "History length" in shown
 
 
+def test_a_run_is_not_tested_against_itself(call, runs):
+    same = runs / "mean_pool" / ".." / "repeat"
+    assert "must be another run" in call("evaluate", runs / "repeat", "--against", same, code=2).stderr
+
+
 def test_evaluate_ranks_all_items_when_asked(call, runs):
     words = ("evaluate", runs / "repeat", "--full-ranking", "--full-requests", 3)
     full = json.loads(call(*words, "--json").stdout)["full_ranking"]

@@ -6,7 +6,9 @@ import datetime
 
 import pytest
 
-from sostenuto.data.spec import load_spec, make_spec
+from sostenuto.data.spec import RESERVED, load_spec, make_spec
+from sostenuto.features.clock import CLOCK_FIELDS
+from sostenuto.features.popularity import POPULARITY_FIELDS
 from sostenuto.schema.errors import MissingSource, SpecError
 
 EVENTS = {"files": "log.csv", "user": "u", "item": "i", "time": {"column": "t", "unit": "s"}}
@@ -33,6 +35,7 @@ def refused(**tables) -> str:
         ({"events": {**EVENTS, "time": {"column": "t", "format": "%Q"}}}, ["format", "%Q"]),
         ({"events": {**EVENTS, "time": {"column": "t", "format": "%Y", "unit": "s"}}}, ["unit or a format"]),
         ({"events": {**EVENTS, "fields": {"time_ms": "numeric"}}}, ["must be unique", "time_ms"]),
+        ({"events": {**EVENTS, "fields": {"day_of_week": "categorical"}}}, ["must be unique", "day_of_week"]),
         ({"events": {**EVENTS, "separator": "||"}}, ["separator must be one ASCII character"]),
         ({}, ["[events] or [exposures]"]),
         ({"events": EVENTS, "protocol": "exposures"}, ["needs the table [exposures]"]),
@@ -50,6 +53,10 @@ def test_a_wrong_spec_is_refused_in_words_that_help(tables, words):
     text = refused(**tables)
     for word in words:
         assert word in text
+
+
+def test_no_field_can_take_the_name_of_one_that_every_view_adds():
+    assert {field.name for field in POPULARITY_FIELDS + CLOCK_FIELDS} <= RESERVED
 
 
 def test_shorthands_mean_the_long_forms():

@@ -27,7 +27,7 @@ def test_the_padding_row_is_zero():
 
 
 def test_a_table_needs_rows_and_columns():
-    with pytest.raises(ValueError, match="num_rows=0, dim=4"):
+    with pytest.raises(ValueError, match="0 rows of width 4"):
         Table(0, 4)
 
 

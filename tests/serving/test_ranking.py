@@ -184,6 +184,7 @@ def test_scoring_in_pieces_changes_nothing(rankers, which, monkeypatch):
     whole = ranker.rank(user_id, time_ms=moment, k=8)
     monkeypatch.setattr(module, "SCORED_AT_ONCE", 7)
     monkeypatch.setattr(module, "BEHAVIOURS_AT_ONCE", 1)
+    monkeypatch.setattr(module, "CANDIDATES_AT_ONCE", 1)
     pieces = ranker.rank(user_id, time_ms=moment, k=8)
     assert [entry.item_id for entry in pieces.items] == [entry.item_id for entry in whole.items]
     for a, b in zip(pieces.items, whole.items, strict=True):

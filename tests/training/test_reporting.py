@@ -27,6 +27,18 @@ def test_a_person_sees_plan_metric_and_nothing_on_stdout(
     assert capsys.readouterr().out == ""
 
 
+def test_a_person_is_told_when_items_have_no_fixed_vectors(
+    toy: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sostenuto.features.cooccurrence import item_vectors
+    from sostenuto.training import run
+
+    monkeypatch.setattr(run, "item_vectors", lambda data, dim: 0.0 * item_vectors(data, dim))
+    stream = io.StringIO()
+    run_training(toy, tmp_path / "run", config_for("mean_pool", steps=2), reporter=RichReporter(stream))
+    assert "set model_config.item_dim=8" in " ".join(stream.getvalue().split())
+
+
 def test_a_terminal_gets_a_bar_with_speed_and_time_left(
     toy: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,14 +65,18 @@ def evaluate(
 def paired(run: Run, others: list[Run], split: str) -> dict[str, Any]:
     """Test a run against others over common draws of users."""
     from sostenuto.evaluation.evaluate import compare_runs
+    from sostenuto.schema.errors import SpecError
     from sostenuto.training.measuring import predictions_of
 
     protocol = run.data.manifest.protocol
-    names = {run.folder.name: run, **{str(other.folder): other for other in others}}
+    own = str(run.folder)
+    if any(other.folder.resolve() == run.folder.resolve() for other in others):
+        raise SpecError(f"--against must be another run, got {own} itself; name the run to test against")
+    names = {own: run, **{str(other.folder): other for other in others}}
     return compare_runs(
         {name: [predictions_of(opened, split)] for name, opened in names.items()},
         lists=protocol.lists if protocol is not None else ("all",),
-        pairs=[(run.folder.name, str(other.folder)) for other in others],
+        pairs=[(own, str(other.folder)) for other in others],
     )
 
 
@@ -86,6 +90,15 @@ def interval(value: dict[str, Any] | None) -> str:
         return "-"
     text = f"{value['value']:.4f}"
     return text if value.get("low") is None else f"{text}  {value['low']:.4f} .. {value['high']:.4f}"
+
+
+def signed(value: float | None) -> str:
+    """Return a difference with its sign; a dash where there is none (no group with both classes).
+
+    >>> signed(0.01234), signed(None)
+    ('+0.0123', '-')
+    """
+    return "-" if value is None else f"{value:+.4f}"
 
 
 def show(answer: dict[str, Any], *, with_slices: bool) -> None:
@@ -128,9 +141,9 @@ def show_comparison(comparison: dict[str, Any]) -> None:
             measured["title"],
             one["a"],
             one["b"],
-            f"{one['difference']:+.4f}",
-            f"{one['low']:+.4f} .. {one['high']:+.4f}",
-            f"{one['p_holm']:.3f}",
+            signed(one["difference"]),
+            f"{signed(one['low'])} .. {signed(one['high'])}",
+            "-" if one["p_holm"] is None else f"{one['p_holm']:.3f}",
             "better" if one["beats"] else "worse" if one["loses"] else "no difference shown",
         )
         for list_name, by_measure in comparison["lists"].items()

@@ -26,6 +26,8 @@ TableFieldKind = Literal["categorical", "numeric", "text", "multi", "vector"]
 
 # names that other columns of the prepared folder already carry
 RESERVED = {"user", "item", "time_ms", "action", "value", "place", "offsets", "prefix", "label", "list_id"}
+# and names that every view of prepared data adds
+RESERVED |= {"popularity", "popularity_28d", "popularity_place", "hour_of_day", "day_of_week"}
 
 
 def _known_zone(zone: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import PADDING, UNKNOWN, FeatureSpec, Field
 
 # Rankers set their own (docs/models/din.md); rows this small leave the first steps to the other inputs.
@@ -26,7 +27,10 @@ class Table(nn.Module):
     def __init__(self, num_rows: int, dim: int, *, std: float = DEFAULT_STD) -> None:
         super().__init__()
         if num_rows < 1 or dim < 1:
-            raise ValueError(f"Table needs at least one row and one column, got num_rows={num_rows}, dim={dim}")
+            raise SpecError(
+                f"a table must have at least one row and one column, got {num_rows} rows of width {dim}; "
+                "raise the width, or set it to 0 where 0 leaves the table out"
+            )
         weight = torch.empty(num_rows, dim).normal_(0.0, std)
         weight[PADDING] = 0.0
         self.weight = nn.Parameter(weight)
@@ -139,7 +143,7 @@ class ItemEmbedding(nn.Module):
         self.identity_dim = self.key_vector_dim + item_dim + category_dim * len(self.levels)
         self.out_dim = self.identity_dim + self.fields.out_dim
         if self.out_dim == 0:
-            raise ValueError(
+            raise SpecError(
                 "an item vector must have at least one column: item_dim is 0 and the data have no category or item "
                 "field; set item_dim to 8 or more"
             )

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sostenuto.schema.errors import SpecError
+
 
 class QuantileBins(nn.Module):
     """K piecewise-linear columns for each of `dim` numbers; before `calibrate` the knots are even over [0, 8]."""
@@ -22,7 +24,7 @@ class QuantileBins(nn.Module):
     def __init__(self, dim: int, bins: int) -> None:
         super().__init__()
         if bins < 1:
-            raise ValueError(f"QuantileBins needs at least one bin, got {bins}")
+            raise SpecError(f"bins must be at least 1, or 0 for none, got {bins}; set bins to 12 or so")
         self.dim, self.bins = dim, bins
         self.out_dim = dim * bins
         knots = torch.linspace(0.0, 8.0, bins + 1).expand(dim, -1)  # log counts live there

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 SCORED_AT_ONCE = 2_048  # candidates per call: bounds memory, changes no score (law 2)
+CANDIDATES_AT_ONCE = 16_384  # of all variants of a history in one call: bounds memory, changes no score
 BEHAVIOURS_AT_ONCE = 200_000  # of all variants of a history in one call: bounds memory, changes no score
 SHORTLIST = 24  # item groups tried per explained candidate
 REASONS = 3  # groups named per candidate
@@ -240,7 +241,7 @@ class HistoryRanker:
         past = request.past
         past_item = np.asarray(self.data.behaviours.item[past], np.int64)
         groups = self._shortlist(past_item, items)
-        at_once = max(1, BEHAVIOURS_AT_ONCE // len(past))
+        at_once = max(1, min(BEHAVIOURS_AT_ONCE // len(past), CANDIDATES_AT_ONCE // len(items)))
         drops = np.zeros((len(groups), len(items)))
         for at in range(0, len(groups), at_once):
             without = [past[past_item != group] for group in groups[at : at + at_once]]

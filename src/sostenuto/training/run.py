@@ -24,6 +24,7 @@ from sostenuto.features.loading import RequestLoader, sample_rows
 from sostenuto.models.saved import load_ranker, save_ranker
 from sostenuto.models.table import build, entry_of
 from sostenuto.schema.errors import DataError, RunError, SpecError
+from sostenuto.schema.features import FIRST_KNOWN
 from sostenuto.schema.histories import RequestBatch
 from sostenuto.training.checkpoint import load_state, save_state
 from sostenuto.training.config import RunConfig, plain
@@ -252,7 +253,20 @@ def _calibrate(run: _Run, ranker: Any) -> None:
         stream = run.train.epoch(0)
         with contextlib.closing(cast("Generator[RequestBatch]", stream)):
             batches = (batch.to(run.device) for batch in itertools.islice(stream, CALIBRATION_BATCHES))
-            ranker.calibrate(batches, lambda dim: torch.from_numpy(item_vectors(run.data, dim)))
+            ranker.calibrate(batches, lambda dim: torch.from_numpy(_item_vectors(run, dim)))
+
+
+def _item_vectors(run: _Run, dim: int) -> Any:
+    """Return the fixed item vectors; say so when most items have none, because the networks lean on them."""
+    vectors = item_vectors(run.data, dim)
+    owners = vectors[FIRST_KNOWN : run.data.features.num_item_rows, :dim]
+    known = int(owners.any(1).sum())
+    if 2 * known < len(owners):
+        run.reporter.note(
+            f"only {known:,} of {len(owners):,} items have a fixed vector: few events lie before the first training "
+            "request; set model_config.item_dim=8 or more to give items trained rows"
+        )
+    return vectors
 
 
 def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[str, Any]) -> Finished:
