@@ -2,7 +2,8 @@
 
 The base model of the DIN paper (Zhou et al., KDD 2018, arXiv:1706.06978, section 4.2: embedding, pooling, tower).
 Differs from it: mean instead of sum, the product of target and mean in place of the mean, match features, and a
-linear path from the numbers to the logit, all as in `models/din.py`, so that the difference between the two is the attention.
+linear path from the numbers to the logit, all as in `models/din.py`, so that the two differ by
+attention and what it needs.
 """
 
 from __future__ import annotations
