@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -181,16 +180,3 @@ def test_what_has_no_meaning_is_refused(labels, scores, says):
 def test_an_unknown_weight_is_refused_with_the_nearest_known():
     with pytest.raises(SpecError, match="Did you mean 'exposures'"):
         gauc.gauc(np.array([0, 1]), np.array([0.0, 1.0]), np.array([0, 0]), "exposure")
-
-
-def test_gauc_of_a_million_rows_takes_less_than_a_second():
-    rng = np.random.default_rng(0)
-    group = rng.integers(0, 36_500, 1_000_000)
-    labels = (rng.random(len(group)) < 0.2).astype(np.float32)
-    scores = (rng.normal(size=len(group)) + labels).astype(np.float32)
-    seconds = []
-    for _ in range(4):  # the best of four: other work on the machine is not our speed
-        start = time.perf_counter()
-        gauc.gauc(labels, scores, group)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 1.0
