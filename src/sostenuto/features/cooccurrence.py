@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+VECTORS_VERSION = 1  # raise it when equal data would give other vectors: it names the cache
 NORM_FLOOR = 1e-3  # keeps the vector of an item that hardly occurs near zero
 
 
@@ -71,7 +72,7 @@ def item_vectors(data: PreparedData, dim: int) -> Array:
     Only events strictly before the first training request are used. With categories the result is
     (num_items, 2 * dim): the item's vector, then that of its finest category, made the same way; else (num_items, dim).
     """
-    path = data.folder / "cache" / f"cooccurrence-{data.manifest.arrays_hash[:16]}-{dim}.npz"
+    path = data.folder / "cache" / f"cooccurrence-v{VECTORS_VERSION}-{data.manifest.arrays_hash[:16]}-{dim}.npz"
     if path.is_file():
         with np.load(path) as kept:
             return np.asarray(kept["vectors"])
