@@ -31,7 +31,12 @@ def test_recent_truncates_history_and_match_alike(small: PreparedData) -> None:
     rows = np.arange(len(requests))
     whole = Collator(small, HistoryView()).batch(requests, rows)
     recent = Collator(small, HistoryView(recent=3)).batch(requests, rows)
-    assert recent.histories.lengths.tolist() == [min(3, n) for n in whole.histories.lengths.tolist()]
+    for r in rows:
+        a, z = whole.histories.offsets[r : r + 2].tolist()
+        times = whole.histories.time_ms[a:z].tolist()
+        kept = [t for t in times if len(times) <= 3 or t >= times[-3]]  # a moment is never split
+        b, y = recent.histories.offsets[r : r + 2].tolist()
+        assert recent.histories.time_ms[b:y].tolist() == kept
     names = Collator(small, HistoryView()).features.match
     length = recent.candidates.match[:, names.index("user.length")]
     per_candidate = recent.histories.lengths[recent.candidates.row]

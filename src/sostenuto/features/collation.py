@@ -69,9 +69,10 @@ class Collator:
         time_ms = np.asarray(requests.time_ms[rows], np.int64)
         place = np.asarray(requests.place[rows], np.int64)
         prefix = np.asarray(requests.prefix[rows], np.int64)
-        kept = prefix if self.view.recent is None else np.minimum(prefix, self.view.recent)
-        end = np.asarray(behaviours.offsets, np.int64)[user] + prefix
-        start = end - kept
+        low = np.asarray(behaviours.offsets, np.int64)[user]
+        end = low + prefix
+        bounds = zip(low.tolist(), end.tolist(), strict=True)
+        start = np.array([self.view.start(behaviours.time_ms, a, z) for a, z in bounds], np.int64)
         history = {
             name: joined_slices(getattr(behaviours, name), start, end)
             for name in ("item", "time_ms", "action", "value", "place")
@@ -90,7 +91,7 @@ class Collator:
             if f.name in requests.context
         }
         return self.assemble(
-            history_offsets=_offsets(kept),
+            history_offsets=_offsets(end - start),
             history=history,
             event_fields=event_fields,
             candidate_offsets=_offsets(last - first),

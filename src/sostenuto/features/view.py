@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from sostenuto.features.clock import CLOCK_FIELDS
 from sostenuto.features.match import match_levels, match_names
@@ -18,12 +21,21 @@ if TYPE_CHECKING:
 class HistoryView:
     """One view for training, evaluation and serving alike; it is stored with the model."""
 
-    recent: int | None = None  # newest behaviours kept, None = the whole history; match features see the same
+    # newest behaviours kept, with the rest of the moment that the cut would split (behaviours of one moment have no
+    # order); None = the whole history. Match features see the same behaviours.
+    recent: int | None = None
     match: bool = True  # hand over match features
 
     def __post_init__(self) -> None:
         if self.recent is not None and self.recent < 1:
             raise SpecError(f"HistoryView.recent must be at least 1 or none, got {self.recent}; leave it out for all")
+
+    def start(self, time_ms: npt.NDArray[Any], low: int, high: int) -> int:
+        """Return where the kept part of the behaviours low .. high begins; `time_ms` never decreases there."""
+        if self.recent is None or high - low <= self.recent:
+            return low
+        cut = high - self.recent
+        return low + int(np.searchsorted(time_ms[low:high], time_ms[cut], side="left"))
 
 
 def view_features(prepared: FeatureSpec, view: HistoryView) -> FeatureSpec:

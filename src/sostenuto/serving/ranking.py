@@ -190,8 +190,7 @@ class HistoryRanker:
         moment = self._after_the_log if time_ms is None else int(time_ms)
         start, end = (int(x) for x in behaviours.offsets[user : user + 2])
         end = start + int(np.searchsorted(behaviours.time_ms[start:end], moment, side="left"))
-        if self.collator.view.recent is not None:
-            start = max(start, end - self.collator.view.recent)
+        start = self.collator.view.start(behaviours.time_ms, start, end)
         return LiveRequest(
             user=user,
             time_ms=moment,
