@@ -93,7 +93,7 @@ def slow_facts(prepared, p):
 
 def test_facts_of_the_log_equal_a_slow_loop_whatever_the_view(prepared):
     p = predict(LastItem(), batches(prepared, HistoryView(recent=3)))
-    assert p.seen_length.max() <= 3
+    assert p.seen_length.max() < 10  # the newest 3, with the rest of a moment that the cut would split
     whole = with_log_facts(p, prepared, "test")
     assert [(int(a), int(b)) for a, b in zip(whole.history_length, whole.prior_count, strict=True)] == list(
         slow_facts(prepared, p)
