@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sostenuto.features.clock import CLOCK_FIELDS, local_clock
+from sostenuto.features.clock import local_clock
 from sostenuto.features.match import MatchIndex, level_keys
 from sostenuto.features.popularity import PopularityIndex
 from sostenuto.features.view import HistoryView, view_features
@@ -180,4 +180,4 @@ class Collator:
         )
 
 
-__all__ = ["CLOCK_FIELDS", "Collator", "joined_slices"]
+__all__ = ["Collator", "joined_slices"]

@@ -2,7 +2,7 @@
 
 Every column x becomes K columns clip((x - low_k) / width_k, 0, 1) between K + 1 knots (the piecewise-linear encoding
 of Gorishniy, Rubachev and Babenko, "On Embeddings for Numerical Features in Tabular Deep Learning", NeurIPS 2022,
-section 3.1, with its open ends closed: values outside the knots are clipped). Knots are quantiles of a sample of
+with its open ends closed: values outside the knots are clipped). Knots are quantiles of a sample of
 training candidates. Ours: the sample's smallest value is a knot of its own, and the quantiles are those of the values
 above it, because counts of past purchases are zero for most candidates.
 """

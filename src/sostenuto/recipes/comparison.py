@@ -274,7 +274,7 @@ def _settings_text(plan: Sequence[PlannedRun]) -> dict[str, str]:
     return {
         "early stopping": "on validation GAUC by request, mean over lists; the test split is never looked at",
         "evaluations": f"{training.evaluations_per_epoch} an epoch, patience {training.patience}",
-        "tuning": "settings of each model were chosen on validation; docs/results.md lists trials and wall clock",
+        "tuning": "settings of the recipes, with any --set of the command; docs/results.md says how they were chosen",
         "requests": "all rows share training, validation and test requests and their candidates",
     }
 
