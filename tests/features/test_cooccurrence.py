@@ -1,14 +1,19 @@
-"""Item vectors: only from before the first training request, repeatable, close for what is bought together."""
+"""Item vectors: a version knows only what lies before it, repeatable, close for what is bought together."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tests.features.small_prepared import write_small
 
-from sostenuto.features.cooccurrence import cooccurrence_vectors, item_vectors
+from sostenuto.data.prepared import PreparedData
+from sostenuto.features.cooccurrence import cooccurrence_vectors, item_vectors, training_events, turned
+
+Array = npt.NDArray[Any]
 
 
 def test_items_bought_by_the_same_users_are_close() -> None:
@@ -47,22 +52,73 @@ def test_items_that_every_user_has_get_zero_vectors() -> None:
     assert one_more[6].any()
 
 
-def test_nothing_at_or_after_the_first_training_request_is_used(tmp_path: Path) -> None:
-    before = item_vectors(write_small(tmp_path / "one", users=30), 4)
-    assert before.shape == (40, 8)
-    data = write_small(tmp_path / "other", users=30)
-    first = int(data.requests("train").time_ms.min())
+def _with_items_changed(data: PreparedData, where: Array) -> PreparedData:
     behaviours = data.behaviours
-    late = np.asarray(behaviours.time_ms) >= first
-    assert late.any()
     changed = np.array(behaviours.item)
-    changed[late] = 2 + (changed[late] + 7) % 38
+    changed[where] = 2 + (changed[where] + 7) % 38
     data.behaviours = dataclasses.replace(behaviours, item=changed)
-    np.testing.assert_array_equal(item_vectors(data, 4), before)
+    return data
+
+
+def _gram(vectors: Array) -> Array:
+    """Inner products: what a rotation leaves alone."""
+    return np.asarray(vectors[:, :4].astype(np.float64) @ vectors[:, :4].T.astype(np.float64))
+
+
+def test_a_version_knows_nothing_at_or_after_its_start(tmp_path: Path) -> None:
+    before = item_vectors(write_small(tmp_path / "one", users=30), 4)
+    assert before.last.shape == (40, 8)
+    assert before.past.shape == (len(before.starts_ms), 40, 8)
+    for version in (0, 2, 4):
+        data = write_small(tmp_path / f"other{version}", users=30)
+        late = np.asarray(data.behaviours.time_ms) >= before.starts_ms[version]
+        assert late.any()
+        after = item_vectors(_with_items_changed(data, late), 4)
+        np.testing.assert_array_equal(after.starts_ms, before.starts_ms)
+        for earlier in range(version + 1):
+            np.testing.assert_allclose(_gram(after.past[earlier]), _gram(before.past[earlier]), atol=5e-3)
+        assert np.abs(_gram(after.last) - _gram(before.last)).max() > 0.05
+
+
+def test_the_last_version_knows_nothing_held_out(tmp_path: Path) -> None:
+    data = write_small(tmp_path / "one", users=30)
+    before = item_vectors(data, 4)
+    lawful = training_events(data)
+    user = np.repeat(np.arange(len(data.behaviours.offsets) - 1), np.diff(data.behaviours.offsets))
+    for split in ("valid", "test"):
+        requests = data.requests(split)
+        assert len(requests)
+        for u, time in zip(np.asarray(requests.user), np.asarray(requests.time_ms), strict=True):
+            assert not lawful[(user == u) & (np.asarray(data.behaviours.time_ms) >= time)].any()
+    assert (~lawful).any()
+    other = _with_items_changed(write_small(tmp_path / "other", users=30), ~lawful)
+    after = item_vectors(other, 4)
+    np.testing.assert_array_equal(after.last, before.last)
+    np.testing.assert_array_equal(after.past, before.past)
+
+
+def test_a_split_by_time_holds_back_everybody_from_its_first_request_on(tmp_path: Path) -> None:
+    data = write_small(tmp_path / "one", users=30)
+    first = min(int(data.requests(split).time_ms.min()) for split in ("valid", "test"))
+    by_time = int(data.requests("train").time_ms.max()) < first
+    late = np.asarray(data.behaviours.time_ms) >= first
+    assert late.any()
+    assert training_events(data)[late].any() != by_time
+
+
+def test_turning_changes_no_inner_product_and_finds_a_rotation() -> None:
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(size=(50, 4))
+    rotation, _ = np.linalg.qr(rng.normal(size=(4, 4)))
+    np.testing.assert_allclose(turned(vectors @ rotation, vectors), vectors, atol=1e-5)
+    other = turned(vectors, rng.normal(size=(50, 4)))
+    np.testing.assert_allclose(other @ other.T, vectors @ vectors.T, atol=1e-4)
 
 
 def test_the_cache_gives_the_same_vectors(tmp_path: Path) -> None:
     data = write_small(tmp_path / "two", users=30)
     first = item_vectors(data, 4)
     assert len(list((tmp_path / "two" / "cache").iterdir())) == 1
-    np.testing.assert_array_equal(item_vectors(data, 4), first)
+    again = item_vectors(data, 4)
+    for name in ("last", "past", "starts_ms"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(first, name))

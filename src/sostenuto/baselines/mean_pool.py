@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sostenuto.layers.embedding import ItemEmbedding
-from sostenuto.layers.initialise import xavier_linear
+from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
+from sostenuto.layers.initialise import zero_linear
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.taste import TasteState
 from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
@@ -90,15 +90,17 @@ class MeanPool(nn.Module):
             activation=config.tower_activation,
             dropout=config.dropout,
         )
-        self.wide = xavier_linear(self.requests.num_numbers, 1, bias=False) if config.wide else None
+        numbers = self.requests.num_numbers
+        self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
 
-    def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]) -> None:
+    def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]) -> None:
         """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
         self.requests.calibrate(self.items, batches, item_vectors)
 
     def encode(self, histories: History) -> PooledHistory:
         """Sum the item vectors of each user."""
-        vectors = self.items(histories.item, histories.category, histories.fields)
+        version = self.items.version_of_behaviours(histories.offsets, histories.time_ms)
+        vectors = self.items(histories.item, histories.category, histories.fields, version)
         return PooledHistory(
             total=segment_sum(vectors.double(), histories.offsets),
             length=histories.lengths,
@@ -114,7 +116,8 @@ class MeanPool(nn.Module):
     def score(self, state: PooledHistory, candidates: Candidates, context: Context) -> RankerOutput:
         """Compare each candidate with the mean behaviour."""
         row = candidates.row
-        target = self.items(candidates.item, candidates.category, candidates.fields)
+        version = self.requests.version(self.items, state.taste, candidates.row)
+        target = self.items(candidates.item, candidates.category, candidates.fields, version)
         mean = (state.total / state.length.clamp(min=1)[:, None]).to(target.dtype)[row]
         length = torch.log1p(state.length.to(target.dtype))[row, None] / 10.0  # a tenth: 100,000 behaviours give 1.15
         pooled = self.embedding_dropout(torch.cat([target, target * mean], 1))

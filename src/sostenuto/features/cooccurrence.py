@@ -1,15 +1,16 @@
-"""Item vectors from who bought what, learnt before the first training request.
+"""Item vectors from who bought what, as they stood at several times of the training period.
 
-Embedding rows that only the labels train over-fit within an epoch, while the log before the first training request
-says for free which items go together. A truncated singular value decomposition of the (user, item) matrix of that
-part of the log gives one vector per item; rankers take them as fixed inputs. Nothing that a training request could be
-asked about is in them: agreement with vectors made from the whole training period took .006 to .008 validation GAUC by
-request from the promoted list of Complete Journey, because they remember each user's own later purchases.
+Embedding rows that only the labels train over-fit within an epoch, while the log says for free which items go
+together. A truncated singular value decomposition of the (user, item) matrix gives one vector per item; rankers take
+them as fixed inputs. Vectors of the whole training period would remember each user's own later purchases: agreement
+with them took .006 to .008 validation GAUC by request from the promoted list of Complete Journey. So there are
+versions, each of the events before a time, and a training request sees none that knows its answer.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-VECTORS_VERSION = 1  # raise it when equal data would give other vectors: it names the cache
+NUM_VERSIONS = 12  # spread over the training requests: three weeks apart on Complete Journey
+PAST_BYTES = 512 * 2**20  # large catalogues get fewer versions
+VECTORS_VERSION = 2  # raise it when equal data would give other vectors: it names the cache
 NORM_FLOOR = 1e-3  # keeps the vector of an item that hardly occurs near zero
 
 
@@ -66,41 +69,108 @@ def cooccurrence_vectors(user: Array, item: Array, num_items: int, dim: int) -> 
     return vectors
 
 
-def item_vectors(data: PreparedData, dim: int) -> Array:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemVectors:
+    """Vectors at P times of the training period, and at its end; V = dim, or 2 * dim with categories."""
+
+    last: Array  # (num_items, V) float32, of every event that training may use
+    past: Array  # (P, num_items, V) float16; version p is of events strictly before starts_ms[p]
+    starts_ms: Array  # (P,) int64, rising; the first is the time of the first training request
+
+
+def item_vectors(data: PreparedData, dim: int) -> ItemVectors:
     """Return the vectors of a prepared folder, made once and kept in its `cache/`.
 
-    Only events strictly before the first training request are used. With categories the result is
-    (num_items, 2 * dim): the item's vector, then that of its finest category, made the same way; else (num_items, dim).
+    With categories a vector is the item's, then that of its finest category, made the same way. Past versions are
+    turned to lie on the last one, which changes no inner product inside a version, so that a column means about the
+    same in all.
     """
     path = data.folder / "cache" / f"cooccurrence-v{VECTORS_VERSION}-{data.manifest.arrays_hash[:16]}-{dim}.npz"
     if path.is_file():
         with np.load(path) as kept:
-            return np.asarray(kept["vectors"])
-    behaviours = data.behaviours
-    train = data.requests("train")
-    first = int(train.time_ms.min()) if len(train) else 0
-    early = np.flatnonzero(np.asarray(behaviours.time_ms) < first)
-    user = np.searchsorted(behaviours.offsets, early, side="right") - 1
-    item = np.asarray(behaviours.item)[early]
+            return ItemVectors(last=kept["last"], past=kept["past"], starts_ms=kept["starts_ms"])
+    lawful = training_events(data)
+    time_ms = np.asarray(data.behaviours.time_ms)
+    last = _vectors_of(data, lawful, dim)
+    versions = int(np.clip(PAST_BYTES // max(2 * last.size, 1), 1, NUM_VERSIONS))
+    starts = version_starts(np.asarray(data.requests("train").time_ms), versions)
+    past = np.zeros((len(starts), *last.shape), np.float16)
+    for version, start in enumerate(starts):
+        made = _vectors_of(data, lawful & (time_ms < start), dim)
+        for part in range(0, last.shape[1], dim):
+            columns = slice(part, part + dim)
+            past[version, :, columns] = turned(made[:, columns], last[:, columns])
+    vectors = ItemVectors(last=last, past=past, starts_ms=starts)
+    _keep(path, vectors)
+    return vectors
+
+
+def training_events(data: PreparedData) -> Array:
+    """Return (N,) bool: behaviours that statistics of training may use.
+
+    Those before their user's first validation or test request, and, where the protocol splits by time, before the
+    first of all of them.
+    """
+    time_ms = np.asarray(data.behaviours.time_ms)
+    held_out = [data.requests(split) for split in ("valid", "test")]
+    until = np.full(len(data.behaviours.offsets) - 1, np.iinfo(np.int64).max)
+    for requests in held_out:
+        np.minimum.at(until, np.asarray(requests.user), np.asarray(requests.time_ms))
+    train = np.asarray(data.requests("train").time_ms)
+    first = min((int(np.min(r.time_ms)) for r in held_out if len(r)), default=np.iinfo(np.int64).max)
+    if len(train) and int(train.max()) < first:
+        until = np.minimum(until, first)
+    return np.asarray(time_ms < np.repeat(until, np.diff(data.behaviours.offsets)))
+
+
+def version_starts(train_ms: Array, versions: int = NUM_VERSIONS) -> Array:
+    """Return the (P,) rising start times of the versions for the times of the training requests.
+
+    >>> version_starts(np.array([100, 220])).tolist()[:3]
+    [100, 110, 120]
+    """
+    if not len(train_ms):
+        return np.zeros(0, np.int64)
+    first, last = int(train_ms.min()), int(train_ms.max())
+    return np.unique(first + (last - first) * np.arange(versions, dtype=np.int64) // versions)
+
+
+def turned(vectors: Array, target: Array) -> Array:
+    """Return vectors rotated (or mirrored) to lie as near to `target` as a rotation can bring them."""
+    left, _, right = np.linalg.svd(vectors.T.astype(np.float64) @ target)
+    return np.asarray(vectors @ (left @ right), np.float32)
+
+
+def _vectors_of(data: PreparedData, chosen: Array, dim: int) -> Array:
+    """Return (num_items, V) float32 vectors of the chosen (N,) behaviours."""
+    at = np.flatnonzero(chosen)
+    user = np.searchsorted(data.behaviours.offsets, at, side="right") - 1
+    item = np.asarray(data.behaviours.item)[at]
     vectors = cooccurrence_vectors(user, item, data.features.num_items, dim)
     if data.features.categories:
         finest = data.item_category[:, -1]
         known = finest[item] >= FIRST_KNOWN
         kinds = cooccurrence_vectors(user[known], finest[item][known], data.features.categories[-1].size, dim)
         vectors = np.concatenate([vectors, kinds[finest]], 1)
-    _keep(path, vectors)
     return vectors
 
 
-def _keep(path: Path, vectors: Array) -> None:
+def _keep(path: Path, vectors: ItemVectors) -> None:
     """Write the cache in one step; a folder that cannot be written is no error, only slower next time."""
     try:
         path.parent.mkdir(exist_ok=True)
         partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-        np.savez(partial, vectors=vectors)
+        np.savez(partial, last=vectors.last, past=vectors.past, starts_ms=vectors.starts_ms)
         partial.replace(path)
     except OSError:
         return
 
 
-__all__ = ["cooccurrence_vectors", "item_vectors"]
+__all__ = [
+    "ItemVectors",
+    "cooccurrence_vectors",
+    "item_vectors",
+    "training_events",
+    "turned",
+    "version_starts",
+]

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sostenuto.ops.jagged import newest_time, row_index
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import PADDING, UNKNOWN, FeatureSpec, Field
 
@@ -94,11 +96,24 @@ def standardise(column: Tensor, mean: float, std: float) -> Tensor:
     return torch.nan_to_num((column.float() - mean) / (std if std > 0 else 1.0), nan=0.0)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimedVectors:
+    """Fixed item vectors as they stood at P times of the training period, and at its end."""
+
+    last: Tensor  # (num_items, V) float32, of every event that training may use
+    past: Tensor  # (P, num_items, V); version p is of events strictly before starts_ms[p]
+    starts_ms: Tensor  # (P,) int64, rising
+
+
 class ItemEmbedding(nn.Module):
     """The vector of an item: fixed vector, own row, category path and static fields, side by side.
 
     Behaviours and candidates go through the same tables, so they live in one space. Items without a row of their own
     share the unknown row and live by category and fields.
+
+    Fixed vectors come in versions: those of the whole training period remember what a training request asks about. In
+    training mode callers pass the `version_at` of a history's newest behaviour, made from nothing later than that; in
+    evaluation mode there is one version, the last.
 
     Args:
         features: sizes of everything.
@@ -114,6 +129,8 @@ class ItemEmbedding(nn.Module):
     """
 
     vectors: Tensor
+    past_vectors: Tensor
+    past_starts_ms: Tensor
 
     def __init__(
         self,
@@ -132,7 +149,10 @@ class ItemEmbedding(nn.Module):
         self.key_vector_dim = min(key_vector_dim, vector_dim)
         self.vector_parts = 2 if features.categories else 1  # the item's, then its finest category's
         rows = features.num_items if vector_dim else 0
-        self.register_buffer("vectors", torch.zeros(rows, vector_dim * self.vector_parts))
+        width = vector_dim * self.vector_parts
+        self.register_buffer("vectors", torch.zeros(rows, width))
+        self.register_buffer("past_vectors", torch.zeros(0, rows, width), persistent=False)  # training only
+        self.register_buffer("past_starts_ms", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.num_item_rows = max(features.num_item_rows, UNKNOWN + 1)
         self.id_dropout = id_dropout
         self.item = Table(self.num_item_rows, item_dim, std=std) if item_dim else None
@@ -149,17 +169,38 @@ class ItemEmbedding(nn.Module):
             )
 
     @torch.no_grad()
-    def set_vectors(self, vectors: Tensor) -> None:
-        """Take (num_items, vector_parts * vector_dim) fixed vectors over."""
-        self.vectors.copy_(vectors)
+    def set_vectors(self, vectors: TimedVectors) -> None:
+        """Take fixed vectors over, V = vector_parts * vector_dim."""
+        self.vectors.copy_(vectors.last)
+        self.past_vectors = vectors.past.to(self.vectors.device)
+        self.past_starts_ms = vectors.starts_ms.to(self.vectors.device)
 
-    def fixed(self, item: Tensor) -> Tensor:
+    def version_at(self, newest_ms: Tensor) -> Tensor | None:
+        """Return the (B,) version that histories with these newest behaviours may see; None stands for the last.
+
+        Every version is of events before its start, so one that starts no later than a behaviour before the request
+        knows nothing at or after the request. Earlier histories get the first version, made before any request.
+        """
+        if not self.training or not len(self.past_starts_ms):
+            return None
+        return (torch.bucketize(newest_ms, self.past_starts_ms, right=True) - 1).clamp(min=0)
+
+    def version_of_behaviours(self, offsets: Tensor, time_ms: Tensor) -> Tensor | None:
+        """Return the (N,) `version_at` of jagged behaviours: one version a row, by its newest behaviour."""
+        found = self.version_at(newest_time(offsets, time_ms))
+        return None if found is None else found[row_index(offsets)]
+
+    def fixed(self, item: Tensor, version: Tensor | None = None) -> Tensor:
         """Return (N, vector_parts * vector_dim) fixed vectors of (N,) items: the item's, then its category's."""
-        return self.vectors[item] if self.vector_dim else item.new_zeros(item.shape[0], 0, dtype=self.vectors.dtype)
+        if not self.vector_dim:
+            return item.new_zeros(item.shape[0], 0, dtype=self.vectors.dtype)
+        return self.vectors[item] if version is None else self.past_vectors[version, item].to(self.vectors.dtype)
 
-    def forward(self, item: Tensor, category: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
-        """Return (N, out_dim) of (N,) items, (N, K) categories and item fields."""
-        parts = [self.vectors[item, : self.key_vector_dim]] if self.key_vector_dim else []
+    def forward(
+        self, item: Tensor, category: Tensor, fields: Mapping[str, Tensor], version: Tensor | None = None
+    ) -> Tensor:
+        """Return (N, out_dim) of (N,) items, (N, K) categories and item fields, at (N,) versions in training."""
+        parts = [self.fixed(item, version)[:, : self.key_vector_dim]] if self.key_vector_dim else []
         if self.item is not None:
             row = torch.where(item < self.num_item_rows, item, UNKNOWN)
             if self.training and self.id_dropout > 0:
@@ -172,4 +213,4 @@ class ItemEmbedding(nn.Module):
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
-__all__ = ["DEFAULT_STD", "FieldEncoder", "ItemEmbedding", "Table", "standardise"]
+__all__ = ["DEFAULT_STD", "FieldEncoder", "ItemEmbedding", "Table", "TimedVectors", "standardise"]

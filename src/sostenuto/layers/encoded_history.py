@@ -93,7 +93,8 @@ class HistoryEncoder(nn.Module):
 
     def forward(self, histories: History) -> EncodedHistory:
         """Encode a batch of histories."""
-        key = self.items(histories.item, histories.category, histories.fields)
+        version = self.items.version_of_behaviours(histories.offsets, histories.time_ms)
+        key = self.items(histories.item, histories.category, histories.fields, version)
         side = key.new_zeros(key.shape[0], self.hidden)
         if self.from_side is not None:
             side = self.from_side(self.side_features(histories))

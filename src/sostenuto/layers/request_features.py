@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from sostenuto.layers.embedding import DEFAULT_STD, FieldEncoder, ItemEmbedding
+from sostenuto.layers.embedding import DEFAULT_STD, FieldEncoder, ItemEmbedding, TimedVectors
 from sostenuto.layers.quantile_bins import QuantileBins
 from sostenuto.layers.running_scale import RunningScale
 from sostenuto.layers.taste import Taste, TasteState
@@ -55,7 +55,13 @@ class RequestFeatures(nn.Module):
         """Return what agreements need of a history: user side, bounded, None without fixed vectors."""
         if self.taste is None:
             return None
-        return self.taste.encode(items.fixed(histories.item), histories.offsets, histories.time_ms)
+        version = items.version_of_behaviours(histories.offsets, histories.time_ms)
+        return self.taste.encode(items.fixed(histories.item, version), histories.offsets, histories.time_ms)
+
+    def version(self, items: ItemEmbedding, state: TasteState | None, row: Tensor) -> Tensor | None:
+        """Return the (N,) version of fixed vectors that candidates of the (N,) rows are compared in."""
+        found = None if state is None else items.version_at(state.reference_ms)
+        return None if found is None else found[row]
 
     def append(self, state: TasteState | None, later: TasteState | None) -> TasteState | None:
         """Fold later events in; equal to encoding everything anew."""
@@ -65,14 +71,14 @@ class RequestFeatures(nn.Module):
 
     @torch.no_grad()
     def calibrate(
-        self, items: ItemEmbedding, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]
+        self, items: ItemEmbedding, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]
     ) -> None:
         """Set what depends on the data before the first step: fixed item vectors, then the knots of the bins.
 
         Args:
             items:        the ranker's.
             batches:      a few training batches.
-            item_vectors: gives (num_items, vector_parts * dim) vectors for a width.
+            item_vectors: gives vectors of width vector_parts * dim for a dim.
         """
         if items.vector_dim:
             items.set_vectors(item_vectors(items.vector_dim))
@@ -84,7 +90,8 @@ class RequestFeatures(nn.Module):
         columns = [candidates.match[:, : self.num_match]]
         columns.append(self.candidate_numbers(candidates.fields, candidates.item.shape[0]))
         if self.taste is not None and state is not None:
-            columns.append(self.taste(state, items.fixed(candidates.item), candidates.row))
+            version = self.version(items, state, candidates.row)
+            columns.append(self.taste(state, items.fixed(candidates.item, version), candidates.row))
         return torch.cat(columns, 1)
 
     def forward(

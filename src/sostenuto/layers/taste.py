@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sostenuto.ops.jagged import row_index, segment_sum
+from sostenuto.ops.jagged import newest_time, row_index, segment_sum
 
 DAY_MS = 86_400_000
 
@@ -47,16 +47,13 @@ class Taste(nn.Module):
 
     def encode(self, vectors: Tensor, offsets: Tensor, time_ms: Tensor) -> TasteState:
         """Sum (N, V) vectors of jagged behaviours, times rising inside a row."""
-        lengths = offsets[1:] - offsets[:-1]
-        reference = torch.zeros_like(lengths)
-        real = lengths > 0
-        reference[real] = time_ms[offsets[1:][real] - 1]
+        reference = newest_time(offsets, time_ms)
         age = (reference[row_index(offsets)] - time_ms).double()
         weights = torch.exp(-age[:, None] * self.rates)
         weighted = weights[:, :, None] * vectors.double()[:, None, :]
         sums = segment_sum(weighted.flatten(1), offsets)
         return TasteState(
-            sums=sums.view(len(lengths), self.horizons, vectors.shape[1]),
+            sums=sums.view(len(reference), self.horizons, vectors.shape[1]),
             weights=segment_sum(weights, offsets),
             reference_ms=reference,
         )

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sostenuto.layers.embedding import ItemEmbedding
+from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.initialise import zero_linear
 from sostenuto.layers.request_features import RequestFeatures
@@ -113,7 +113,7 @@ class DIN(nn.Module):
         numbers = self.requests.num_numbers
         self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
 
-    def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]) -> None:
+    def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]) -> None:
         """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
         self.requests.calibrate(self.histories.items, batches, item_vectors)
 
@@ -134,7 +134,8 @@ class DIN(nn.Module):
     def score(self, state: DINState, candidates: Candidates, context: Context) -> RankerOutput:
         """Weigh the behaviours for each candidate and read the tower."""
         past = state.history
-        target = self.histories.items(candidates.item, candidates.category, candidates.fields)
+        version = self.requests.version(self.histories.items, state.taste, candidates.row)
+        target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
         at_request = self.histories.request_features(past, context)
         side = past.side + self.histories.from_request(at_request)
         ones = torch.ones(past.key.shape[0], 1, device=target.device)

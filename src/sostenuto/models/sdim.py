@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sostenuto.layers.embedding import ItemEmbedding
+from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.hash_buckets import Buckets, HashBuckets
 from sostenuto.layers.initialise import xavier_linear, zero_linear
@@ -144,7 +144,7 @@ class SDIM(nn.Module):
         numbers = self.requests.num_numbers
         self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
 
-    def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], Tensor]) -> None:
+    def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]) -> None:
         """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
         self.requests.calibrate(self.histories.items, batches, item_vectors)
 
@@ -171,7 +171,8 @@ class SDIM(nn.Module):
 
     def score(self, state: SDIMState, candidates: Candidates, context: Context) -> RankerOutput:
         """Look the candidates' buckets up, weigh the newest behaviours, and read the tower."""
-        target = self.histories.items(candidates.item, candidates.category, candidates.fields)
+        version = self.requests.version(self.histories.items, state.taste, candidates.row)
+        target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
         recent, dim = state.recent, target.shape[1]
         at_request = self.histories.request_features(recent, context)
         side = recent.side + self.histories.from_request(at_request)

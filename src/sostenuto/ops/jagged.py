@@ -110,6 +110,15 @@ def from_padded(padded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return padded[mask], lengths_to_offsets(mask.sum(1))
 
 
+def newest_time(offsets: Tensor, time_ms: Tensor) -> Tensor:
+    """Return (B,) the last time of every row, times rising inside a row; 0 for an empty one."""
+    lengths = offsets[1:] - offsets[:-1]
+    found = torch.zeros_like(lengths)
+    real = lengths > 0
+    found[real] = time_ms[offsets[1:][real] - 1]
+    return found
+
+
 def newest(offsets: Tensor, count: int) -> Taken:
     """Take the last `count` values of every row (fewer where the row is shorter)."""
     lengths = offsets_to_lengths(offsets)
@@ -159,6 +168,7 @@ __all__ = [
     "lengths_to_offsets",
     "newest",
     "newest_moments",
+    "newest_time",
     "offsets_to_lengths",
     "position_in_row",
     "row_index",

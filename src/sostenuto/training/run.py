@@ -21,6 +21,7 @@ from sostenuto.evaluation.predictions import Predictions, load_predictions, with
 from sostenuto.features.collation import Collator
 from sostenuto.features.cooccurrence import item_vectors
 from sostenuto.features.loading import RequestLoader, sample_rows
+from sostenuto.layers.embedding import TimedVectors
 from sostenuto.models.saved import load_ranker, save_ranker
 from sostenuto.models.table import build, entry_of
 from sostenuto.schema.errors import DataError, RunError, SpecError
@@ -253,28 +254,31 @@ def _calibrate(run: _Run, ranker: Any) -> None:
         stream = run.train.epoch(0)
         with contextlib.closing(cast("Generator[RequestBatch]", stream)):
             batches = (batch.to(run.device) for batch in itertools.islice(stream, CALIBRATION_BATCHES))
-            ranker.calibrate(batches, lambda dim: torch.from_numpy(_item_vectors(run, dim)))
+            ranker.calibrate(batches, lambda dim: _item_vectors(run, dim))
 
 
-def _item_vectors(run: _Run, dim: int) -> Any:
+def _item_vectors(run: _Run, dim: int) -> TimedVectors:
     """Return the fixed item vectors; say so when most items have none, because the networks lean on them."""
     vectors = item_vectors(run.data, dim)
-    owners = vectors[FIRST_KNOWN : run.data.features.num_item_rows, :dim]
+    owners = vectors.last[FIRST_KNOWN : run.data.features.num_item_rows, :dim]
     known = int(owners.any(1).sum())
     if 2 * known < len(owners):
         run.reporter.note(
-            f"only {known:,} of {len(owners):,} items have a fixed vector: few events lie before the first training "
-            "request; set model_config.item_dim=8 or more to give items trained rows"
+            f"only {known:,} of {len(owners):,} items have a fixed vector, because few events are shared by users; "
+            "set model_config.item_dim=8 or more to give items trained rows"
         )
-    return vectors
+    return TimedVectors(
+        last=torch.from_numpy(vectors.last),
+        past=torch.from_numpy(vectors.past),
+        starts_ms=torch.from_numpy(vectors.starts_ms),
+    )
 
 
 def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[str, Any]) -> Finished:
     training = run.config.training
     objective = objective_named(objective_name)
     saved = load_state(run.out / "resume")
-    if saved is None:
-        _calibrate(run, ranker)
+    _calibrate(run, ranker)  # also before going on: past versions of the item vectors are not part of the state
     plan = plan_memory(
         ranker,
         run.config,
