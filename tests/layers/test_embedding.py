@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.contract.batches import PREPARED, make_batch
 
-from sostenuto.layers.embedding import FieldEncoder, ItemEmbedding, Table, standardise
+from sostenuto.layers.embedding import FieldEncoder, ItemEmbedding, Table, TimedVectors, standardise
 from sostenuto.schema.features import FeatureSpec, Field
 
 
@@ -103,3 +103,39 @@ def test_id_dropout_hides_whole_items_in_training_only():
     assert 60 < int(hidden[:198].sum()) < 140
     assert torch.equal(hidden[:198], hidden[198:])
     assert torch.equal(embedded(items.eval(), index)[:198], items.item.weight[2:])
+
+
+def timed(spec, parts=1, dim=3):
+    rng = torch.Generator().manual_seed(0)
+    shape = (spec.num_items, parts * dim)
+    return TimedVectors(
+        last=torch.randn(shape, generator=rng),
+        past=torch.randn(3, *shape, generator=rng).half(),
+        starts_ms=torch.tensor([100, 200, 300]),
+    )
+
+
+def test_training_sees_the_version_of_the_newest_behaviour_and_evaluation_the_last():
+    spec = FeatureSpec(num_items=20, num_item_rows=10)
+    items = ItemEmbedding(spec, item_dim=0, category_dim=0, field_dim=0, vector_dim=3, key_vector_dim=2)
+    vectors = timed(spec)
+    items.set_vectors(vectors)
+    assert items.version_at(torch.tensor([0, 99, 100, 199, 200, 5000])).tolist() == [0, 0, 0, 0, 1, 2]
+    offsets, times = torch.tensor([0, 2, 2, 3]), torch.tensor([50, 250, 300])
+    version = items.version_of_behaviours(offsets, times)
+    assert version.tolist() == [1, 1, 2]
+    item = torch.tensor([4, 5, 6])
+    expected = vectors.past[version, item].float()
+    assert torch.equal(items.fixed(item, version), expected)
+    assert torch.equal(items(item, torch.zeros(3, 0, dtype=torch.int64), {}, version), expected[:, :2])
+    items.eval()
+    assert items.version_at(torch.tensor([150])) is None
+    assert items.version_of_behaviours(offsets, times) is None
+    assert torch.equal(items.fixed(item), vectors.last[item])
+
+
+def test_past_versions_are_not_saved():
+    spec = FeatureSpec(num_items=20, num_item_rows=10)
+    items = ItemEmbedding(spec, item_dim=0, category_dim=0, field_dim=0, vector_dim=3, key_vector_dim=2)
+    items.set_vectors(timed(spec))
+    assert set(items.state_dict()) == {"vectors"}

@@ -81,9 +81,9 @@ class ItemVectors:
 def item_vectors(data: PreparedData, dim: int) -> ItemVectors:
     """Return the vectors of a prepared folder, made once and kept in its `cache/`.
 
-    With categories a vector is the item's, then that of its finest category, made the same way. Past versions are
-    turned to lie on the last one, which changes no inner product inside a version, so that a column means about the
-    same in all.
+    With categories a vector is the item's, then that of its finest category, made the same way. Each version is
+    turned to lie on the one before it, which changes no inner product inside a version, so that a column means about
+    the same in all.
     """
     path = data.folder / "cache" / f"cooccurrence-v{VECTORS_VERSION}-{data.manifest.arrays_hash[:16]}-{dim}.npz"
     if path.is_file():
@@ -91,15 +91,15 @@ def item_vectors(data: PreparedData, dim: int) -> ItemVectors:
             return ItemVectors(last=kept["last"], past=kept["past"], starts_ms=kept["starts_ms"])
     lawful = training_events(data)
     time_ms = np.asarray(data.behaviours.time_ms)
-    last = _vectors_of(data, lawful, dim)
-    versions = int(np.clip(PAST_BYTES // max(2 * last.size, 1), 1, NUM_VERSIONS))
+    width = dim * (2 if data.features.categories else 1)
+    versions = int(np.clip(PAST_BYTES // (2 * data.features.num_items * width), 1, NUM_VERSIONS))
     starts = version_starts(np.asarray(data.requests("train").time_ms), versions)
-    past = np.zeros((len(starts), *last.shape), np.float16)
+    past = np.zeros((len(starts), data.features.num_items, width), np.float16)
+    newest = np.zeros((data.features.num_items, width), np.float32)
     for version, start in enumerate(starts):
-        made = _vectors_of(data, lawful & (time_ms < start), dim)
-        for part in range(0, last.shape[1], dim):
-            columns = slice(part, part + dim)
-            past[version, :, columns] = turned(made[:, columns], last[:, columns])
+        newest = _turned_parts(_vectors_of(data, lawful & (time_ms < start), dim), newest, dim)
+        past[version] = newest
+    last = _turned_parts(_vectors_of(data, lawful, dim), newest, dim)
     vectors = ItemVectors(last=last, past=past, starts_ms=starts)
     _keep(path, vectors)
     return vectors
@@ -139,6 +139,12 @@ def turned(vectors: Array, target: Array) -> Array:
     """Return vectors rotated (or mirrored) to lie as near to `target` as a rotation can bring them."""
     left, _, right = np.linalg.svd(vectors.T.astype(np.float64) @ target)
     return np.asarray(vectors @ (left @ right), np.float32)
+
+
+def _turned_parts(vectors: Array, target: Array, dim: int) -> Array:
+    """Turn the item's part and the category's part, each by itself."""
+    parts = [slice(start, start + dim) for start in range(0, vectors.shape[1], dim)]
+    return np.concatenate([turned(vectors[:, part], target[:, part]) for part in parts], 1)
 
 
 def _vectors_of(data: PreparedData, chosen: Array, dim: int) -> Array:
