@@ -69,3 +69,11 @@ def test_models_as_a_table_names_every_model(call):
 
     shown = call("models").stdout
     assert all(name in shown for name in MODELS)
+
+
+def test_a_file_where_a_folder_must_be_is_named_without_a_traceback(call, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("not a folder")
+    answer = call("data", "synth", "noise", "--events", "1000", "--out", str(taken / "inside"), code=1)
+    assert "taken" in answer.stderr
+    assert "name another" in answer.stderr or "must" in answer.stderr

@@ -46,6 +46,18 @@ def test_a_comparison_is_whole_and_goes_on_where_it_was(world: Path, tmp_path: P
     assert [row.lists for row in again.rows] == [row.lists for row in result.rows]
 
 
+def test_the_best_run_is_chosen_on_validation(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="must hold finished runs"):
+        best_run(tmp_path)
+    for row, gaucs in {"a": (0.7, 0.9), "b": (0.85, 0.81), "c": (None, None), "d": (0.99,)}.items():
+        for seed, gauc in enumerate(gaucs):
+            folder = tmp_path / "runs" / row / f"seed{seed}"
+            folder.mkdir(parents=True)
+            finished = None if row == "d" else {"gauc": gauc}
+            (folder / "config.json").write_text(json.dumps({"finished": finished}), encoding="utf-8")
+    assert best_run(tmp_path) == tmp_path / "runs" / "b" / "seed0"
+
+
 def test_random_recipes_run_once_per_seed_and_others_once(tmp_path: Path) -> None:
     plan = planned_runs(tmp_path, ("popularity", "din"), (0, 1, 2), "smoke", ())
     assert [(run.recipe, run.seed) for run in plan] == [("popularity", 0), ("din", 0), ("din", 1), ("din", 2)]

@@ -28,6 +28,11 @@ class CleanErrors(TyperGroup):
                 raise
             note(f"error: {error}")
             raise typer.Exit(USAGE if isinstance(error, SpecError) else FAILURE) from error
+        except OSError as error:
+            if ctx.params.get("debug") or error.filename is None:
+                raise
+            note(f"error: {error.filename} cannot be used: {error.strerror}; name another file or folder")
+            raise typer.Exit(FAILURE) from error
 
 
 __all__ = ["FAILURE", "USAGE", "CleanErrors"]

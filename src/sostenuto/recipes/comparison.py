@@ -298,22 +298,20 @@ def _command(
 
 
 def best_run(out: Path) -> Path:
-    """Return the run folder of the best row of a comparison: headline metric, mean over lists; its first seed."""
-    from sostenuto.reports.comparison import load_comparison
+    """Return the run folder of the best row of a comparison, its first seed.
 
-    result = load_comparison(out / "comparison.json")
-
-    def headline(key: str) -> float:
-        row = result.row(key)
-        values = [found.metrics[result.headline].mean or 0.0 for found in row.lists.values()]
-        return sum(values) / len(values)
-
-    best = max((row.key for row in result.rows), key=headline)
-    folder = out / "runs" / best
-    seeds = sorted(folder.glob("seed*"))
-    if not seeds:
-        raise RunError(f"a comparison must hold its runs, {folder} holds none; call `sostenuto compare` again")
-    return seeds[0]
+    Best is the highest validation GAUC by request, mean over lists and seeds: a choice made on the test split would
+    make the test numbers of the chosen one too good.
+    """
+    found: dict[Path, list[float]] = {}
+    for config in sorted(out.glob("runs/*/seed*/config.json")):
+        finished = json.loads(config.read_text(encoding="utf-8"))["finished"]
+        if finished is not None and finished["gauc"] is not None:
+            found.setdefault(config.parents[1], []).append(finished["gauc"])
+    if not found:
+        raise RunError(f"a comparison must hold finished runs, {out} holds none; call `sostenuto compare` again")
+    best = max(found, key=lambda folder: sum(found[folder]) / len(found[folder]))
+    return min(best.glob("seed*/config.json"), key=lambda path: int(path.parent.name.removeprefix("seed"))).parent
 
 
 __all__ = ["PlannedRun", "best_run", "planned_runs", "run_comparison"]
