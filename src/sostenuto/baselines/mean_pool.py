@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sostenuto.layers.checks import check_config
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.initialise import zero_linear
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.taste import TasteState
-from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
+from sostenuto.layers.tower import Activation, Tower
 from sostenuto.ops.jagged import segment_sum
-from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
 
@@ -45,14 +45,7 @@ class MeanPoolConfig:
     table_std: float = 1e-2  # initial embedding rows
 
     def __post_init__(self) -> None:
-        if self.tower_activation not in ACTIVATIONS:
-            raise SpecError(
-                f"MeanPoolConfig.tower_activation must be one of {', '.join(ACTIVATIONS)}, "
-                f"got {self.tower_activation!r}"
-            )
-        for name in ("dropout", "embedding_dropout", "id_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise SpecError(f"MeanPoolConfig.{name} must be in [0, 1), got {getattr(self, name)}; 0 is off")
+        check_config(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,17 +13,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sostenuto.layers.checks import check_config
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.initialise import zero_linear
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
 from sostenuto.layers.taste import TasteState
-from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
+from sostenuto.layers.tower import Activation, Tower
 from sostenuto.ops.jagged import segment_mean
-from sostenuto.ops.target_attention import NORMALISERS, Normalise
+from sostenuto.ops.target_attention import Normalise
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
-from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
 
@@ -53,19 +53,7 @@ class DINConfig:
     table_std: float = 1e-2  # initial embedding rows
 
     def __post_init__(self) -> None:
-        if not self.attention_units or min(self.attention_units) < 1:
-            raise SpecError(f"DINConfig.attention_units must be one or more widths, got {self.attention_units}")
-        if self.normalise not in NORMALISERS:
-            raise SpecError(f"DINConfig.normalise must be one of {', '.join(NORMALISERS)}, got {self.normalise!r}")
-        if self.tower_activation not in ACTIVATIONS:
-            raise SpecError(
-                f"DINConfig.tower_activation must be one of {', '.join(ACTIVATIONS)}, got {self.tower_activation!r}"
-            )
-        if self.short_recent is not None and self.short_recent < 1:
-            raise SpecError(f"DINConfig.short_recent must be at least 1 or none, got {self.short_recent}")
-        for name in ("dropout", "embedding_dropout", "id_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise SpecError(f"DINConfig.{name} must be in [0, 1), got {getattr(self, name)}")
+        check_config(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sostenuto.layers.checks import check_config
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.hash_buckets import Buckets, HashBuckets
@@ -21,9 +22,9 @@ from sostenuto.layers.initialise import xavier_linear, zero_linear
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
 from sostenuto.layers.taste import TasteState
-from sostenuto.layers.tower import ACTIVATIONS, Activation, Tower
+from sostenuto.layers.tower import Activation, Tower
 from sostenuto.ops.bucket_sum import direction
-from sostenuto.ops.target_attention import NORMALISERS, Normalise
+from sostenuto.ops.target_attention import Normalise
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
@@ -60,6 +61,7 @@ class SDIMConfig:
     table_std: float = 0.05  # initial item and category rows: dividing by |u| multiplies gradients by about 1 / std
 
     def __post_init__(self) -> None:
+        check_config(self)
         if not 1 <= self.hash_bits <= 16:
             raise SpecError(f"SDIMConfig.hash_bits must be in 1..16, got {self.hash_bits}")
         if self.num_hashes < self.hash_bits or self.num_hashes % self.hash_bits:
@@ -69,19 +71,6 @@ class SDIMConfig:
             )
         if any(days <= 0 for days in self.half_life_days):
             raise SpecError(f"SDIMConfig.half_life_days must be positive, got {self.half_life_days}")
-        if self.short_recent < 1:
-            raise SpecError(f"SDIMConfig.short_recent must be at least 1, got {self.short_recent}")
-        if not self.attention_units or min(self.attention_units) < 1:
-            raise SpecError(f"SDIMConfig.attention_units must be one or more widths, got {self.attention_units}")
-        if self.normalise not in NORMALISERS:
-            raise SpecError(f"SDIMConfig.normalise must be one of {', '.join(NORMALISERS)}, got {self.normalise!r}")
-        if self.tower_activation not in ACTIVATIONS:
-            raise SpecError(
-                f"SDIMConfig.tower_activation must be one of {', '.join(ACTIVATIONS)}, got {self.tower_activation!r}"
-            )
-        for name in ("dropout", "embedding_dropout", "id_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise SpecError(f"SDIMConfig.{name} must be in [0, 1), got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
