@@ -12,8 +12,9 @@ so one (H, D) matrix per target meets the raw behaviours. With A = W_k - W_d and
     out_c  = sum_j norm(s_c)_j v_j
 
 Letters: Nc candidates, Nh behaviours (flat over B requests), D width of queries and keys, V width of values, H units.
-This file is the definition. It walks over requests in blocks that stay in the cache and recomputes in the backward
-pass, so that nothing larger than the scores (behaviours x candidates of a request) outlives a block.
+This file is the definition; `native_attention` is its compiled twin for float32 on a CPU. The plain form walks over
+requests in blocks that stay in the cache and recomputes in the backward pass, so that nothing larger than the scores
+(behaviours x candidates of a request) outlives a block.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from sostenuto.ops.native_attention import attention, is_usable
+
 Normalise = Literal["none", "softmax", "sqrt_length"]
-NORMALISERS: tuple[Normalise, ...] = ("none", "softmax", "sqrt_length")
+NORMALISERS: tuple[Normalise, ...] = ("none", "softmax", "sqrt_length")  # in the order of native/source/interface.h
 
 # Elements of the (rows, candidates x units) buffer: 1 MiB of float32 stays in a core's second-level cache.
 BLOCK_ELEMENTS = 1 << 18
@@ -345,6 +348,25 @@ def target_attention(
         (Nc, V); zeros for an empty history.
     """
     query_hidden = torch.addmm(unit.bias, query, unit.query.T)
+    if is_usable(query, key, value, unit.key, key_hidden):
+        below = torch.zeros_like(unit.out) if unit.slope is None else unit.out * unit.slope
+        inputs = (query, key, value, query_hidden, key_hidden, unit.key, unit.product, unit.out, below, unit.out_bias)
+        return attention(
+            query,
+            query_offsets,
+            key,
+            key_offsets,
+            value,
+            query_hidden,
+            key_hidden,
+            unit.key,
+            unit.product,
+            unit.out,
+            below,
+            unit.out_bias,
+            NORMALISERS.index(normalise),
+            torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs),
+        )[0]
     w_out, query_linear, key_score = unit.out, None, None
     query_score = unit.out_bias.expand(query.shape[0])
     if unit.slope is not None:

@@ -1,0 +1,186 @@
+"""Find and open the compiled library, and decide once whether it is used.
+
+The library is optional. `SOSTENUTO_BACKEND` says `auto` (the default: compiled where a library is there), `plain`
+(torch only) or `native` (refuse to go on without it). `SOSTENUTO_PROCESSOR` holds it to an older instruction set
+(`generic`, `avx2`, `avx512`), for tests and comparisons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Backend = Literal["auto", "plain", "native"]
+
+VERSION = 1  # of the C interface; a library of another version is not used
+FOLDER = Path(__file__).parent / "built"
+LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/attention.cpp
+_P, _I = ctypes.c_void_p, ctypes.c_int64
+
+
+class AttentionShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("requests", "dim", "units", "width", "normalise", "threads")),
+        *((name, _P) for name in ("query_offsets", "key_offsets", "pair_offsets")),
+    ]
+
+
+class AttentionInputs(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        (name, _P)
+        for name in (
+            "query",
+            "query_hidden",
+            "key",
+            "key_hidden",
+            "value",
+            "w_key",
+            "w_product",
+            "w_above",
+            "w_below",
+            "bias",
+        )
+    ]
+
+
+class AttentionOutputs(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [("out", _P), ("weights", _P)]
+
+
+class AttentionGradients(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        (name, _P)
+        for name in (
+            "weights",
+            "d_out",
+            "d_query",
+            "d_query_hidden",
+            "d_key",
+            "d_key_hidden",
+            "d_value",
+            "d_w_key",
+            "d_w_product",
+            "d_w_above",
+            "d_w_below",
+            "d_bias",
+        )
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """An opened library."""
+
+    handle: ctypes.CDLL
+    processor: str  # the instruction set it was compiled for
+
+
+class NoLibrary(RuntimeError):
+    """The compiled library was asked for and cannot be had."""
+
+
+def _path(processor: str) -> Path:
+    suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+    return FOLDER / f"sostenuto_{processor}{suffix}"
+
+
+def _open(processor: str) -> Library | None:
+    path = _path(processor)
+    if not path.is_file():
+        return None
+    try:
+        handle = ctypes.CDLL(str(path))
+        handle.sostenuto_version.restype = _I
+        handle.sostenuto_processor.restype = _I
+        if int(handle.sostenuto_version()) != VERSION:
+            return None
+    except (OSError, AttributeError):
+        return None
+    for name in ("sostenuto_attention_forward", "sostenuto_attention_backward"):
+        getattr(handle, name).argtypes = [_P, _P, _P]
+        getattr(handle, name).restype = None
+    return Library(handle, processor)
+
+
+def available() -> dict[str, Library]:
+    """Return the libraries that are built here and that this processor can run, plainest first."""
+    found = {name: library for name in LEVELS if (library := _open(name)) is not None}
+    if not found:
+        return {}
+    level = int(next(iter(found.values())).handle.sostenuto_processor())
+    return {name: library for name, library in found.items() if LEVELS[name] <= level}
+
+
+@functools.cache
+def _resolved() -> tuple[Library | None, str]:
+    wanted = os.environ.get("SOSTENUTO_BACKEND", "auto")
+    if wanted not in ("auto", "plain", "native"):
+        raise NoLibrary(f"SOSTENUTO_BACKEND must be auto, plain or native, got {wanted!r}; set it so or unset it")
+    if wanted == "plain":
+        return None, "plain torch, as SOSTENUTO_BACKEND asks"
+    found = available()
+    held = os.environ.get("SOSTENUTO_PROCESSOR")
+    if held is not None:
+        found = {name: library for name, library in found.items() if name == held}
+    if found:
+        library = list(found.values())[-1]
+        return library, f"compiled twins for {library.processor}"
+    why = f"no compiled library for {held or 'this processor'} in {FOLDER}"
+    if wanted == "native":
+        raise NoLibrary(
+            f"SOSTENUTO_BACKEND is native and there is {why}; install with a C++ compiler at hand, or unset it"
+        )
+    return None, f"plain torch: {why} (install with a C++ compiler at hand for a faster one)"
+
+
+_forced: list[Library | None] = []
+
+
+def library() -> Library | None:
+    """Return the library that is in use, None for plain torch. Decided once in a process."""
+    return _forced[-1] if _forced else _resolved()[0]
+
+
+def notice() -> str:
+    """Return one line on what is in use and why."""
+    return _resolved()[1]
+
+
+@contextlib.contextmanager
+def using(chosen: Library | None) -> Generator[None]:
+    """Use this library (None: plain torch) inside the block; for tests and for timing twins side by side."""
+    _forced.append(chosen)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+__all__ = [
+    "AttentionGradients",
+    "AttentionInputs",
+    "AttentionOutputs",
+    "AttentionShape",
+    "Backend",
+    "Library",
+    "NoLibrary",
+    "available",
+    "library",
+    "notice",
+    "using",
+]

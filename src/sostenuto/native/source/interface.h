@@ -1,0 +1,63 @@
+// The C interface of the library: plain structs of pointers and sizes, no torch types.
+//
+// Tensors are contiguous, float32 and int64 unless said otherwise. Nobody here allocates what the caller keeps.
+
+#pragma once
+
+#include <cstdint>
+
+// Target attention with a factored activation unit; letters as in ops/target_attention.py.
+struct AttentionShape {
+  int64_t requests;              // B
+  int64_t dim;                   // D
+  int64_t units;                 // H
+  int64_t width;                 // V
+  int64_t normalise;             // 0 none, 1 softmax, 2 divided by the root of the length
+  int64_t threads;
+  const int64_t* query_offsets;  // (B + 1,)
+  const int64_t* key_offsets;    // (B + 1,)
+  const int64_t* pair_offsets;   // (B + 1,), of candidates times behaviours
+};
+
+struct AttentionInputs {
+  const float* query;         // (Nc, D)
+  const float* query_hidden;  // (Nc, H)
+  const float* key;           // (Nh, D)
+  const float* key_hidden;    // (Nh, H) or null
+  const float* value;         // (Nh, V)
+  const float* w_key;         // (H, D)
+  const float* w_product;     // (H, D)
+  const float* w_above;       // (H,) readout of what is above 0
+  const float* w_below;       // (H,) readout of what is below 0: 0 for ReLU
+  const float* bias;          // (1,) of the readout
+};
+
+struct AttentionOutputs {
+  float* out;      // (Nc, V), written
+  float* weights;  // (pairs,), per request (candidates, behaviours), written; null: not kept
+};
+
+struct AttentionGradients {
+  const float* weights;   // as the forward pass kept them
+  const float* d_out;     // (Nc, V)
+  float* d_query;         // all of these are added to, and start at 0
+  float* d_query_hidden;
+  float* d_key;
+  float* d_key_hidden;    // or null
+  float* d_value;
+  float* d_w_key;
+  float* d_w_product;
+  float* d_w_above;
+  float* d_w_below;
+  float* d_bias;
+};
+
+#define SOSTENUTO_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+// 0 generic, 2 AVX2 with FMA, 3 AVX-512 F, DQ, BW and VL
+SOSTENUTO_EXPORT int64_t sostenuto_processor();
+SOSTENUTO_EXPORT int64_t sostenuto_version();
+SOSTENUTO_EXPORT void sostenuto_attention_forward(const AttentionShape*, const AttentionInputs*, const AttentionOutputs*);
+SOSTENUTO_EXPORT void sostenuto_attention_backward(const AttentionShape*, const AttentionInputs*, const AttentionGradients*);
+}

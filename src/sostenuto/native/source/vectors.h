@@ -1,0 +1,107 @@
+// Vectors of floats as wide as the instruction set this file is compiled for, and the small matrix product on them.
+//
+// The library is compiled once per instruction set, each time into a file of its own: inline code of the standard
+// library compiled for a newer processor must not end up in the file for an older one.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;     // floats of a vector
+constexpr int kRows = 12;      // rows of a tile: kRows x 2 accumulators stay in registers
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+constexpr int kRows = 6;
+#else
+constexpr int kWidth = 4;
+constexpr int kRows = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kWidth * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(kWidth * sizeof(int32_t)), aligned(sizeof(int32_t)), may_alias));
+
+inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
+inline void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+inline Vec spread(float value) {
+  Vec all;
+  for (int i = 0; i < kWidth; ++i) all[i] = value;
+  return all;
+}
+inline Vec above_zero(Vec x) { return x > Vec{} ? x : Vec{}; }
+inline Vec below_zero(Vec x) { return x > Vec{} ? Vec{} : x; }
+
+inline float sum(Vec x) {
+  float total = 0.0f;
+  for (int i = 0; i < kWidth; ++i) total += x[i];
+  return total;
+}
+
+inline int64_t padded(int64_t width) { return (width + kWidth - 1) / kWidth * kWidth; }
+
+// exp of numbers of at most 0 (scores minus their largest): 2 ** n * p(r), a relative error of 2e-7.
+inline Vec exp_of_negative(Vec x) {
+  x = x < spread(-87.0f) ? spread(-87.0f) : x;
+  const Vec scaled = x * spread(1.44269504088896341f) - spread(0.5f);
+  const IntVec n = __builtin_convertvector(scaled, IntVec);  // truncates towards 0: rounds, because x <= 0
+  const Vec whole = __builtin_convertvector(n, Vec);
+  const Vec r = (x - whole * spread(0.693359375f)) + whole * spread(2.12194440e-4f);
+  Vec p = spread(1.9875691500e-4f);
+  for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = p * r + spread(next);
+  p = p * r * r + r + spread(1.0f);
+  IntVec bits;
+  for (int i = 0; i < kWidth; ++i) bits[i] = (n[i] + 127) << 23;
+  Vec power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return p * power;
+}
+
+// One tile of C (R x N vectors) += A (R x k) B (k x N vectors). A has any strides, rows of B and C are contiguous.
+template <int R, int N>
+inline void tile(int64_t k, const float* a, int64_t row_a, int64_t col_a, const float* b, int64_t row_b, float* c,
+                 int64_t row_c) {
+  Vec acc[R][N];
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) acc[r][n] = load(c + r * row_c + n * kWidth);
+  for (int64_t i = 0; i < k; ++i) {
+    Vec right[N];
+    for (int n = 0; n < N; ++n) right[n] = load(b + i * row_b + n * kWidth);
+    for (int r = 0; r < R; ++r) {
+      const Vec left = spread(a[r * row_a + i * col_a]);
+      for (int n = 0; n < N; ++n) acc[r][n] += left * right[n];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) store(c + r * row_c + n * kWidth, acc[r][n]);
+}
+
+template <int R>
+inline void rows_of(int64_t width, int64_t k, const float* a, int64_t row_a, int64_t col_a, const float* b,
+                    int64_t row_b, float* c, int64_t row_c) {
+  int64_t n = 0;
+  for (; n + 2 * kWidth <= width; n += 2 * kWidth) tile<R, 2>(k, a, row_a, col_a, b + n, row_b, c + n, row_c);
+  if (n < width) tile<R, 1>(k, a, row_a, col_a, b + n, row_b, c + n, row_c);
+}
+
+template <int R>
+inline void last_rows(int64_t rows, int64_t width, int64_t k, const float* a, int64_t row_a, int64_t col_a,
+                      const float* b, int64_t row_b, float* c, int64_t row_c) {
+  if (rows == R) {
+    rows_of<R>(width, k, a, row_a, col_a, b, row_b, c, row_c);
+  } else if constexpr (R > 1) {
+    last_rows<R - 1>(rows, width, k, a, row_a, col_a, b, row_b, c, row_c);
+  }
+}
+
+// C (rows x width) += A (rows x k) B (k x width); width is a multiple of kWidth, rows of B and C are contiguous.
+inline void add_product(int64_t rows, int64_t width, int64_t k, const float* a, int64_t row_a, int64_t col_a,
+                        const float* b, int64_t row_b, float* c, int64_t row_c) {
+  int64_t r = 0;
+  for (; r + kRows <= rows; r += kRows)
+    rows_of<kRows>(width, k, a + r * row_a, row_a, col_a, b, row_b, c + r * row_c, row_c);
+  if (r < rows) last_rows<kRows>(rows - r, width, k, a + r * row_a, row_a, col_a, b, row_b, c + r * row_c, row_c);
+}

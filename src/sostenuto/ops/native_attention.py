@@ -1,0 +1,247 @@
+"""The compiled twin of `target_attention`, as a torch operator; the definition is the plain form beside it."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sostenuto.native.library import (
+    AttentionGradients,
+    AttentionInputs,
+    AttentionOutputs,
+    AttentionShape,
+    library,
+)
+
+
+def is_usable(*tensors: Tensor | None) -> bool:
+    """Say whether a compiled twin is in use and takes these tensors: float32 on a CPU."""
+    given = [t for t in tensors if t is not None]
+    return library() is not None and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in given)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _shape(
+    query: Tensor, query_offsets: Tensor, key_offsets: Tensor, pair_offsets: Tensor, units: int, width: int, kind: int
+) -> AttentionShape:
+    return AttentionShape(
+        requests=query_offsets.shape[0] - 1,
+        dim=query.shape[1],
+        units=units,
+        width=width,
+        normalise=kind,
+        threads=torch.get_num_threads(),
+        query_offsets=_address(query_offsets),
+        key_offsets=_address(key_offsets),
+        pair_offsets=_address(pair_offsets),
+    )
+
+
+def _pair_offsets(query_offsets: Tensor, key_offsets: Tensor) -> Tensor:
+    """Return (B + 1,) starts of each request's (candidates, behaviours) block."""
+    pairs = query_offsets.diff() * key_offsets.diff()
+    return torch.cat([pairs.new_zeros(1), pairs.cumsum(0)])
+
+
+def _call(name: str, *structs: ctypes.Structure) -> None:
+    found = library()
+    assert found is not None
+    getattr(found.handle, name)(*(ctypes.byref(struct) for struct in structs))
+
+
+def _checked(offsets: Tensor, rows: int, name: str) -> Tensor:
+    """Return contiguous offsets after a look that they stay inside the rows: nothing may be read beyond an array."""
+    offsets = offsets.contiguous()
+    inside = offsets.shape[0] > 0 and int(offsets[0]) == 0 and int(offsets[-1]) == rows
+    if not inside or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"{name} must rise from 0 to {rows}, got {offsets.tolist()[:5]}...; make them with cumsum")
+    return offsets
+
+
+@torch.library.custom_op("sostenuto::attention", mutates_args=())
+def attention(
+    query: Tensor,
+    query_offsets: Tensor,
+    key: Tensor,
+    key_offsets: Tensor,
+    value: Tensor,
+    query_hidden: Tensor,
+    key_hidden: Tensor | None,
+    w_key: Tensor,
+    w_product: Tensor,
+    w_above: Tensor,
+    w_below: Tensor,
+    bias: Tensor,
+    normalise: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return ((Nc, V), the weights of all pairs, or none of them).
+
+    Args:
+        query: (Nc, D); the other shapes are those of `target_attention`.
+        query_offsets: (B + 1,).
+        key: (Nh, D).
+        key_offsets: (B + 1,).
+        value: (Nh, V).
+        query_hidden: (Nc, H) the candidate's part of the hidden layer.
+        key_hidden: (Nh, H) the behaviour's part.
+        w_key: (H, D).
+        w_product: (H, D).
+        w_above: (H,) readout of positive hidden units.
+        w_below: (H,) readout of negative ones: zeros make a ReLU.
+        bias: () of the readout.
+        normalise: 0 none, 1 softmax, 2 divided by the root of the length.
+        keep: also return the weights, which the backward pass needs.
+    """
+    query_offsets = _checked(query_offsets, query.shape[0], "query_offsets")
+    key_offsets = _checked(key_offsets, key.shape[0], "key_offsets")
+    pair_offsets = _pair_offsets(query_offsets, key_offsets)
+    out = value.new_empty(query.shape[0], value.shape[1])
+    weights = value.new_empty(int(pair_offsets[-1]) if keep else 0)
+    held = [t.contiguous() for t in (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)]
+    extra = None if key_hidden is None else key_hidden.contiguous()
+    _call(
+        "sostenuto_attention_forward",
+        _shape(query, query_offsets, key_offsets, pair_offsets, w_key.shape[0], value.shape[1], normalise),
+        _inputs(held, extra),
+        AttentionOutputs(out=_address(out), weights=_address(weights) if keep else None),
+    )
+    return out, weights
+
+
+def _inputs(held: list[Tensor], extra: Tensor | None) -> AttentionInputs:
+    names = ("query", "query_hidden", "key", "value", "w_key", "w_product", "w_above", "w_below", "bias")
+    return AttentionInputs(
+        **{name: _address(t) for name, t in zip(names, held, strict=True)}, key_hidden=_address(extra)
+    )
+
+
+@attention.register_fake
+def _(
+    query: Tensor,
+    query_offsets: Tensor,
+    key: Tensor,
+    key_offsets: Tensor,
+    value: Tensor,
+    query_hidden: Tensor,
+    key_hidden: Tensor | None,
+    w_key: Tensor,
+    w_product: Tensor,
+    w_above: Tensor,
+    w_below: Tensor,
+    bias: Tensor,
+    normalise: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    pairs = torch.library.get_ctx().new_dynamic_size() if keep else 0
+    return value.new_empty(query.shape[0], value.shape[1]), value.new_empty(pairs)
+
+
+@torch.library.custom_op("sostenuto::attention_backward", mutates_args=())
+def attention_backward(
+    d_out: Tensor,
+    weights: Tensor,
+    query: Tensor,
+    query_offsets: Tensor,
+    key: Tensor,
+    key_offsets: Tensor,
+    value: Tensor,
+    query_hidden: Tensor,
+    key_hidden: Tensor | None,
+    w_key: Tensor,
+    w_product: Tensor,
+    w_above: Tensor,
+    w_below: Tensor,
+    bias: Tensor,
+    normalise: int,
+) -> list[Tensor]:
+    """Return the gradients of query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias, key_hidden.
+
+    The last is empty without `key_hidden`.
+    """
+    held = [t.contiguous() for t in (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)]
+    extra = None if key_hidden is None else key_hidden.contiguous()
+    query_offsets, key_offsets = query_offsets.contiguous(), key_offsets.contiguous()
+    pair_offsets = _pair_offsets(query_offsets, key_offsets)
+    found = [torch.zeros_like(t) for t in held]
+    d_extra = query.new_zeros(0) if extra is None else torch.zeros_like(extra)
+    kept, upstream = weights.contiguous(), d_out.contiguous()
+    names = ("query", "query_hidden", "key", "value", "w_key", "w_product", "w_above", "w_below", "bias")
+    gradients = {f"d_{name}": _address(t) for name, t in zip(names, found, strict=True)}
+    _call(
+        "sostenuto_attention_backward",
+        _shape(query, query_offsets, key_offsets, pair_offsets, w_key.shape[0], value.shape[1], normalise),
+        _inputs(held, extra),
+        AttentionGradients(
+            **gradients,
+            weights=_address(kept),
+            d_out=_address(upstream),
+            d_key_hidden=None if extra is None else _address(d_extra),
+        ),
+    )
+    return [*found, d_extra]
+
+
+@attention_backward.register_fake
+def _(
+    d_out: Tensor,
+    weights: Tensor,
+    query: Tensor,
+    query_offsets: Tensor,
+    key: Tensor,
+    key_offsets: Tensor,
+    value: Tensor,
+    query_hidden: Tensor,
+    key_hidden: Tensor | None,
+    w_key: Tensor,
+    w_product: Tensor,
+    w_above: Tensor,
+    w_below: Tensor,
+    bias: Tensor,
+    normalise: int,
+) -> list[Tensor]:
+    held = (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)
+    return [*(torch.empty_like(t) for t in held), query.new_empty(0 if key_hidden is None else key_hidden.shape)]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, normalise, _ = inputs
+    ctx.normalise = normalise
+    ctx.has_extra = tensors[6] is not None
+    ctx.save_for_backward(output[1], *(t for t in tensors if t is not None))
+
+
+def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    weights, *tensors = ctx.saved_tensors
+    if not ctx.has_extra:
+        tensors.insert(6, None)
+    d_query, d_query_hidden, d_key, d_value, d_w_key, d_w_product, d_above, d_below, d_bias, d_extra = (
+        attention_backward(d_out, weights, *tensors, ctx.normalise)
+    )
+    return (
+        d_query,
+        None,
+        d_key,
+        None,
+        d_value,
+        d_query_hidden,
+        d_extra if ctx.has_extra else None,
+        d_w_key,
+        d_w_product,
+        d_above,
+        d_below,
+        d_bias,
+        None,
+        None,
+    )
+
+
+attention.register_autograd(_backward, setup_context=_setup)
+
+__all__ = ["attention", "attention_backward", "is_usable"]

@@ -1,0 +1,152 @@
+"""The compiled twins against the plain definition in float64: values, gradients, threads, arrays' ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.ops.shapes import offsets_of, row_pairs
+
+from sostenuto.native.library import available, using
+from sostenuto.ops.native_attention import attention
+from sostenuto.ops.target_attention import NORMALISERS, UnitWeights, target_attention
+
+LIBRARIES = available()
+pytestmark = pytest.mark.skipif(not LIBRARIES, reason="no compiled library is here: install with a C++ compiler")
+
+
+class Case:
+    """Random inputs: the plain form gets them in float64, the twin in float32."""
+
+    def __init__(self, pairs, dims, seed, *, slope, hidden, dtype, scale=1.0):
+        generator = torch.Generator().manual_seed(seed)
+        dim, units, width = dims
+
+        def draw(*shape):
+            drawn = torch.randn(*shape, generator=generator, dtype=torch.float32) * scale
+            return drawn.to(dtype).requires_grad_()
+
+        self.key_offsets = offsets_of([past for past, _ in pairs])
+        self.query_offsets = offsets_of([asked for _, asked in pairs])
+        self.query = draw(int(self.query_offsets[-1]), dim)
+        self.key = draw(int(self.key_offsets[-1]), dim)
+        self.value = draw(int(self.key_offsets[-1]), width)
+        self.key_hidden = draw(int(self.key_offsets[-1]), units) if hidden else None
+        self.unit = UnitWeights(
+            draw(units, dim), draw(units, dim), draw(units, dim), draw(units), draw(units), draw(1), draw(units)
+        )
+        if not slope:
+            self.unit = self.unit._replace(slope=None)
+
+    def leaves(self):
+        named = [self.query, self.key, self.value, *self.unit, self.key_hidden]
+        return [leaf for leaf in named if leaf is not None]
+
+    def answer(self, normalise):
+        unit = self.unit._replace(out_bias=self.unit.out_bias[0])
+        out = target_attention(
+            self.query,
+            self.query_offsets,
+            self.key,
+            self.key_offsets,
+            self.value,
+            unit,
+            key_hidden=self.key_hidden,
+            normalise=normalise,
+        )
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
+        return out, torch.autograd.grad(out, self.leaves(), upstream, allow_unused=True, materialize_grads=True)
+
+
+def assert_near(twin, plain):
+    plain = plain.detach()
+    largest = float(plain.abs().max()) if plain.numel() else 0.0
+    torch.testing.assert_close(twin.detach().double(), plain, rtol=2e-4, atol=1e-5 * max(1.0, largest))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@settings(max_examples=60, deadline=None)
+@given(
+    pairs=row_pairs,
+    dims=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)),
+    seed=st.integers(0, 999),
+    slope=st.booleans(),
+    hidden=st.booleans(),
+    normalise=st.sampled_from(NORMALISERS),
+    threads=st.sampled_from([1, 2, 3]),
+)
+def test_a_twin_equals_the_definition(name, pairs, dims, seed, slope, hidden, normalise, threads):
+    switches = {"slope": slope, "hidden": hidden, "scale": 0.5}
+    with using(None):
+        plain = Case([(1, 1), *pairs], dims, seed, dtype=torch.float64, **switches).answer(normalise)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with using(LIBRARIES[name]):
+            twin = Case([(1, 1), *pairs], dims, seed, dtype=torch.float32, **switches).answer(normalise)
+    finally:
+        torch.set_num_threads(before)
+    assert_near(twin[0], plain[0])
+    for found, expected in zip(twin[1], plain[1], strict=True):
+        assert_near(found, expected)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("normalise", NORMALISERS)
+def test_long_histories_cross_every_block(name, normalise):
+    pairs, dims = [(2_500, 3), (0, 2), (97, 150), (1, 1)], (20, 12, 9)
+    switches = {"slope": True, "hidden": True, "scale": 0.3}
+    with using(None):
+        plain = Case(pairs, dims, 1, dtype=torch.float64, **switches).answer(normalise)
+    with using(LIBRARIES[name]):
+        twin = Case(pairs, dims, 1, dtype=torch.float32, **switches).answer(normalise)
+    assert_near(twin[0], plain[0])
+    for found, expected in zip(twin[1], plain[1], strict=True):
+        assert_near(found, expected)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_the_same_call_gives_the_same_bits(name):
+    with using(LIBRARIES[name]):
+        first, again = (
+            Case([(300, 5), (40, 2)], (16, 8, 5), 3, slope=True, hidden=True, dtype=torch.float32).answer("softmax")
+            for _ in range(2)
+        )
+    assert torch.equal(first[0], again[0])
+    assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_offsets_beyond_the_arrays_are_refused(name):
+    case = Case([(3, 2)], (4, 4, 4), 0, slope=False, hidden=False, dtype=torch.float32)
+    for offsets in ([0, 4], [1, 3], [0, 5, 3], [0]):
+        case.key_offsets = torch.tensor(offsets)
+        with using(LIBRARIES[name]), pytest.raises(ValueError, match="key_offsets must rise from 0 to 3"):
+            case.answer("none")
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_the_operator_is_registered_whole(name):
+    case = Case([(3, 2), (5, 1)], (4, 6, 3), 0, slope=True, hidden=True, dtype=torch.float32)
+    unit = case.unit
+    arguments = (
+        case.query,
+        case.query_offsets,
+        case.key,
+        case.key_offsets,
+        case.value,
+        (case.query @ unit.query.T).detach().requires_grad_(),
+        case.key_hidden,
+        unit.key,
+        unit.product,
+        unit.out,
+        (unit.out * 0.1).detach().requires_grad_(),
+        unit.out_bias,
+        1,
+        True,
+    )
+    with using(LIBRARIES[name]):
+        torch.library.opcheck(
+            attention, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        )
