@@ -50,6 +50,17 @@ def test_a_synthetic_log_is_prepared_and_shown(call, log, tmp_path):
     assert again["arrays_hash"] == made["arrays_hash"]
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 1}'])
+def test_a_damaged_manifest_is_named(call, tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    assert "manifest" in call("data", "show", tmp_path, code=1).stderr
+
+
+def test_a_seed_is_not_negative(call, log, tmp_path):
+    words = ("data", "prepare", log / "spec.toml", "--out", tmp_path / "out", "--seed", -1)
+    assert "--seed" in call(*words, code=2).stderr
+
+
 def test_an_existing_folder_is_not_overwritten_unasked(call, log, tmp_path):
     (tmp_path / "kept").write_text("mine")
     call("data", "prepare", log / "spec.toml", "--out", tmp_path, code=1)

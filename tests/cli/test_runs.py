@@ -118,6 +118,19 @@ def test_rank_refuses_what_it_does_not_know(call, runs, words, code, text):
     assert text in call("rank", runs / "repeat", *words, code=code).stderr
 
 
+def test_candidates_must_be_text(call, runs, tmp_path):
+    (tmp_path / "items").write_bytes(b"\xff\xfe1\n")
+    words = ("rank", runs / "repeat", "--user", 3, "--candidates", f"@{tmp_path}/items")
+    assert "must be UTF-8 text" in call(*words, code=2).stderr
+
+
+def test_a_damaged_run_is_named(call, prepared, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is damaged" in call("evaluate", tmp_path, code=1).stderr
+    words = ("train", prepared, "--recipe", "repeat", "--out", tmp_path)
+    assert "config.json is damaged" in call(*words, code=1).stderr
+
+
 def test_rank_refuses_a_folder_that_is_no_run(call, tmp_path):
     assert "RUN must be the folder of a run" in call("rank", tmp_path, "--user", 3, code=1).stderr
 

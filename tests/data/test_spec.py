@@ -38,6 +38,7 @@ def refused(**tables) -> str:
         ({"events": {**EVENTS, "fields": {"day_of_week": "categorical"}}}, ["must be unique", "day_of_week"]),
         ({"events": {**EVENTS, "separator": "||"}}, ["separator must be one ASCII character"]),
         ({}, ["[events] or [exposures]"]),
+        ({"events": EVENTS, "protocol": {"valid_from": 0.5}}, ["protocol.name is required"]),
         ({"events": EVENTS, "protocol": "exposures"}, ["needs the table [exposures]"]),
         (
             {"exposures": {"files": "e", "user": "u", "time": "t", "candidates": "c"}},

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from tests.features.small_prepared import write_small
 
 from sostenuto.data.prepared import PreparedData
@@ -116,3 +117,33 @@ def test_the_cache_gives_the_same_vectors(tmp_path: Path) -> None:
     again = item_vectors(data, 4)
     for name in ("last", "past", "starts_ms"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+
+
+def _last(data: PreparedData) -> Array:
+    return item_vectors(data, 4).last
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+    data = write_small(tmp_path / "two", users=30)
+    whole = _last(data)
+    (path,) = (tmp_path / "two" / "cache").iterdir()
+    good = path.read_bytes()
+    for bad in (b"", b"PK\x03\x04 not a zip", good[: len(good) // 2]):
+        path.write_bytes(bad)
+        np.testing.assert_array_equal(_last(data), whole)
+        assert len(path.read_bytes()) == len(good)
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, **arrays: Array) -> None:
+        Path(path).write_bytes(b"a piece")
+        raise OSError(28, "No space left on device")
+
+    data = write_small(tmp_path / "two", users=30)
+    monkeypatch.setattr(np, "savez", full)
+    whole = _last(data)
+    assert not list((tmp_path / "two" / "cache").iterdir())
+    monkeypatch.undo()
+    (tmp_path / "two" / "cache").rmdir()
+    (tmp_path / "two" / "cache").write_text("a file where the folder should be")
+    np.testing.assert_array_equal(_last(data), whole)

@@ -49,6 +49,14 @@ def test_another_format_is_refused(saved):
         read_meta(saved)
 
 
+@pytest.mark.parametrize("name", ["model.json", "weights.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_a_damaged_file_is_named(saved, name, content):
+    (saved / name).write_bytes(content)
+    with pytest.raises(RunError, match=rf"{name} is damaged"):
+        load_ranker(saved)
+
+
 def test_a_loaded_ranker_is_in_evaluation_mode(saved):
     ranker, meta = load_ranker(saved)
     assert not ranker.training

@@ -50,7 +50,7 @@ class TreesConfig:
     column_share: float = 0.7  # columns drawn for each tree
     row_share: float = 0.8  # candidates drawn for each tree
     l2: float = 5.0  # ridge on leaf values
-    max_codes: int = 256  # larger categories are left out
+    max_codes: int = 512  # larger categories are left out
     threads: int = 0  # 0 = as OpenMP decides
     seed: int = 0  # draws rows and columns
 

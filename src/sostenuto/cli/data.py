@@ -123,7 +123,7 @@ def prepare(
     out: OutOption,
     folder: FromOption = None,
     seed: Annotated[
-        int, typer.Option(help="Draws the order of events of one moment and what the protocol samples.")
+        int, typer.Option(min=0, help="Draws the order of events of one moment and what the protocol samples.")
     ] = 0,
     memory_mb: Annotated[int, typer.Option(help="Memory for reading and sorting, MB.")] = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier prepared folder.")] = False,
@@ -161,7 +161,7 @@ def synth(
     users: Annotated[int | None, typer.Option(min=1, help="Users. Default: follows the events.")] = None,
     items: Annotated[int | None, typer.Option(min=1, help="Items. Default: follows the events.")] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Exposed lists. Default: follows the events.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same files.")] = 0,
 ) -> None:
     """Write a synthetic log with a known truth.
 

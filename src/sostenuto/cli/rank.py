@@ -141,7 +141,11 @@ def read_candidates(given: list[str]) -> list[str]:
         path = Path(text[1:])
         if not path.is_file():
             raise SpecError(f"--candidates must be an item or @FILE, {path} is no file; give the path of a text file")
-        wanted += [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise SpecError(f"--candidates @FILE must be UTF-8 text, {path} is not: {error}; write it so") from error
+        wanted += [line.strip() for line in lines if line.strip()]
     distinct = list(dict.fromkeys(wanted))
     if len(distinct) < len(wanted):
         note(f"{len(wanted) - len(distinct)} candidates were given twice and are ranked once")

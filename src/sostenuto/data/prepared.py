@@ -179,13 +179,21 @@ class PreparedData:
                 f"prepared folder must hold manifest.json, {self.folder} does not; "
                 f"run `sostenuto data prepare ... --out {self.folder}`"
             )
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("format_version") != FORMAT_VERSION:
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            found = raw.get("format_version") if isinstance(raw, dict) else None
+            if found == FORMAT_VERSION:
+                self.manifest = Manifest.model_validate(raw)
+        except ValueError as error:  # no UTF-8, no JSON, or not what Manifest says
+            why = str(error).partition("\n")[0]
             raise DataError(
-                f"manifest format_version must be {FORMAT_VERSION}, {path} has {raw.get('format_version')!r}; "
+                f"manifest must be as prepare wrote it, {path} is damaged ({why}); prepare again"
+            ) from error
+        if found != FORMAT_VERSION:
+            raise DataError(
+                f"manifest format_version must be {FORMAT_VERSION}, {path} has {found!r}; "
                 "prepare the data again with this version"
             )
-        self.manifest = Manifest.model_validate(raw)
 
     @property
     def features(self) -> FeatureSpec:

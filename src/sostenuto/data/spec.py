@@ -257,10 +257,8 @@ class ProtocolSpec(_Table):
         if isinstance(value, str):
             return {"name": value}
         if isinstance(value, dict) and "settings" not in value:
-            return {
-                "name": value.get("name"),
-                "settings": {name: given for name, given in value.items() if name != "name"},
-            }
+            name = {"name": value["name"]} if "name" in value else {}
+            return name | {"settings": {key: given for key, given in value.items() if key != "name"}}
         return value
 
 

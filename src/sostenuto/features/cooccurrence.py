@@ -9,7 +9,9 @@ versions, each of the events before a time, and a training request sees none tha
 
 from __future__ import annotations
 
+import contextlib
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,9 +88,8 @@ def item_vectors(data: PreparedData, dim: int) -> ItemVectors:
     the same in all.
     """
     path = data.folder / "cache" / f"cooccurrence-v{VECTORS_VERSION}-{data.manifest.arrays_hash[:16]}-{dim}.npz"
-    if path.is_file():
-        with np.load(path) as kept:
-            return ItemVectors(last=kept["last"], past=kept["past"], starts_ms=kept["starts_ms"])
+    if (kept := _kept(path)) is not None:
+        return kept
     lawful = training_events(data)
     time_ms = np.asarray(data.behaviours.time_ms)
     width = dim * (2 if data.features.categories else 1)
@@ -161,15 +162,25 @@ def _vectors_of(data: PreparedData, chosen: Array, dim: int) -> Array:
     return vectors
 
 
+def _kept(path: Path) -> ItemVectors | None:
+    """Read the cache; None where there is none, or a damaged one: then it is made anew."""
+    try:
+        with path.open("rb") as file, np.load(file) as kept:  # numpy leaves a damaged file open
+            return ItemVectors(last=kept["last"], past=kept["past"], starts_ms=kept["starts_ms"])
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+
+
 def _keep(path: Path, vectors: ItemVectors) -> None:
     """Write the cache in one step; a folder that cannot be written is no error, only slower next time."""
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
     try:
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
         np.savez(partial, last=vectors.last, past=vectors.past, starts_ms=vectors.starts_ms)
         partial.replace(path)
     except OSError:
-        return
+        with contextlib.suppress(OSError):
+            partial.unlink()  # a full disk leaves a piece of it
 
 
 __all__ = [

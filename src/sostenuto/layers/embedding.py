@@ -121,8 +121,9 @@ class ItemEmbedding(nn.Module):
         category_dim: width per category level.
         field_dim: width per categorical item field.
         vector_dim: width of fixed item vectors, zero until `set_vectors`; never trained. Ours.
-        key_vector_dim: leading columns of them that stand in the item's vector. Columns come in falling order of
-            weight, and a key pays for every column at every pair of behaviour and candidate.
+        key_vector_dim: leading columns of them that stand in the item's vector: a key pays for every column at every
+            pair of behaviour and candidate. Only the first version has its columns in falling order of weight, later
+            ones are turned onto it.
         std: standard deviation of the initial rows.
         id_dropout: chance, per item and call in training, that an item's own row is replaced by the unknown row.
             It trains the unknown row and keeps rare rows from being learnt by heart. Ours.

@@ -96,7 +96,12 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "model.json"
     if not path.is_file():
         raise RunError(f"a saved ranker must hold model.json, {folder} does not; train it first")
-    meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        meta: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"model.json of a saved ranker must be as training wrote it, {path} is damaged ({error}); train it again"
+        ) from error
     if meta.get("format_version") != FORMAT_VERSION:
         raise RunError(
             f"format_version of a saved ranker must be {FORMAT_VERSION}, {path} has {meta.get('format_version')!r}; "
@@ -120,9 +125,15 @@ def load_ranker(folder: str | Path) -> tuple[Ranker, dict[str, Any]]:
     features = config_from_dict(FeatureSpec, meta["features"])
     ranker: Any = build(name, config, features)
     if entry.kind == "neural":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        ranker.load_state_dict(load_file(folder / "weights.safetensors"))
+        weights = folder / "weights.safetensors"
+        try:
+            tensors = load_file(weights)
+        except SafetensorError as error:
+            raise RunError(f"weights must be whole, {weights} is damaged ({error}); train it again") from error
+        ranker.load_state_dict(tensors)
         ranker.eval()
     elif hasattr(ranker, "load"):
         ranker.load(folder / "fitted")

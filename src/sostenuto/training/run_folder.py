@@ -118,13 +118,18 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise RunError(f"a run folder must hold config.json, {folder} does not; make it with `sostenuto train`")
-    described = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        described = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"config.json of a run must be as training wrote it, {path} is damaged ({error}); take another folder"
+        ) from error
     if described.get("format_version") != FORMAT_VERSION:
         raise RunError(
             f"format_version of a run must be {FORMAT_VERSION}, {path} has {described.get('format_version')!r}; "
             "train it again with this version"
         )
-    return dict(described)
+    return described
 
 
 def write_run(folder: Path, described: Mapping[str, Any]) -> None:

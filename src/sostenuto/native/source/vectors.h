@@ -27,6 +27,9 @@ typedef int32_t IntVec __attribute__((vector_size(kWidth * sizeof(int32_t)), ali
 inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
 inline void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
 inline Vec spread(float value) {
+#if !defined(__clang__)
+  return value - Vec{};  // x - 0 is x for every x: one broadcast
+#endif
   Vec all;
   for (int i = 0; i < kWidth; ++i) all[i] = value;
   return all;
