@@ -169,8 +169,8 @@ def attention_backward(
     extra = None if key_hidden is None else key_hidden.contiguous()
     query_offsets, key_offsets = query_offsets.contiguous(), key_offsets.contiguous()
     pair_offsets = _pair_offsets(query_offsets, key_offsets)
-    found = [torch.zeros_like(t) for t in held]
-    d_extra = query.new_zeros(0) if extra is None else torch.zeros_like(extra)
+    found = [torch.empty_like(t) for t in held[:4]] + [torch.zeros_like(t) for t in held[4:]]
+    d_extra = query.new_empty(0) if extra is None else torch.empty_like(extra)
     kept, upstream = weights.contiguous(), d_out.contiguous()
     names = ("query", "query_hidden", "key", "value", "w_key", "w_product", "w_above", "w_below", "bias")
     gradients = {f"d_{name}": _address(t) for name, t in zip(names, found, strict=True)}

@@ -47,26 +47,117 @@ struct Layout {
   }
 };
 
-// (rows, wide) = hidden of the candidate + what is known of each behaviour.
-inline void start_block(const Layout& to, const AttentionInputs& in, const float* hidden, int64_t first, int64_t rows,
-                        float* block) {
-  for (int64_t j = 0; j < rows; ++j) {
-    float* row = block + j * to.wide;
-    std::memcpy(row, hidden, to.wide * sizeof(float));
-    if (in.key_hidden) {
-      const float* extra = in.key_hidden + (first + j) * to.units;
-      for (int64_t h = 0; h < to.units; ++h) row[h] += extra[h];
+// A run of behaviours that meets one candidate. What is known of them beside the key comes in padded rows, or not.
+struct Rows {
+  const float* keys;   // (rows, D)
+  const float* extra;  // rows of `stride` floats or null
+  int64_t stride;
+};
+
+// The hidden layer of R behaviours, N vectors of units from `h` on, before the activation.
+template <int R, int N>
+inline void hidden_tile(const Layout& to, const Rows& rows, const float* matrix, const float* hidden, int64_t h,
+                        Vec (&acc)[R][N]) {
+  for (int n = 0; n < N; ++n) {
+    const Vec start = load(hidden + h + n * kWidth);
+    for (int r = 0; r < R; ++r)
+      acc[r][n] = rows.extra ? start + load(rows.extra + r * rows.stride + h + n * kWidth) : start;
+  }
+  for (int64_t d = 0; d < to.dim; ++d) {
+    Vec right[N];
+    for (int n = 0; n < N; ++n) right[n] = load(matrix + d * to.wide + h + n * kWidth);
+    for (int r = 0; r < R; ++r) {
+      const Vec left = spread(rows.keys[r * to.dim + d]);
+      for (int n = 0; n < N; ++n) acc[r][n] += left * right[n];
     }
   }
 }
 
-inline float readout(const Layout& to, const float* row) {
-  Vec total = Vec{};
-  for (int64_t h = 0; h < to.wide; h += kWidth) {
-    const Vec x = load(row + h);
-    total += above_zero(x) * load(&to.above[h]) + below_zero(x) * load(&to.below[h]);
+template <int R, int N>
+inline void score_tile(const Layout& to, const Rows& rows, const float* matrix, const float* hidden, int64_t h,
+                       Vec (&total)[R]) {
+  Vec acc[R][N];
+  hidden_tile<R, N>(to, rows, matrix, hidden, h, acc);
+  for (int n = 0; n < N; ++n) {
+    const Vec above = load(&to.above[h + n * kWidth]), below = load(&to.below[h + n * kWidth]);
+    for (int r = 0; r < R; ++r) total[r] += above_zero(acc[r][n]) * above + below_zero(acc[r][n]) * below;
   }
-  return sum(total);
+}
+
+// Scores of up to R behaviours, written to `scores`.
+template <int R>
+inline void score_rows(int64_t count, const Layout& to, const Rows& rows, const float* matrix, const float* hidden,
+                       float bias, float* scores) {
+  if (count == R) {
+    Vec total[R] = {};
+    int64_t h = 0;
+    for (; h + 2 * kWidth <= to.wide; h += 2 * kWidth) score_tile<R, 2>(to, rows, matrix, hidden, h, total);
+    if (h < to.wide) score_tile<R, 1>(to, rows, matrix, hidden, h, total);
+    for (int r = 0; r < R; ++r) scores[r] = sum(total[r]) + bias;
+  } else if constexpr (R > 1) {
+    score_rows<R - 1>(count, to, rows, matrix, hidden, bias, scores);
+  }
+}
+
+// What the backward pass of one candidate adds up over behaviours, units padded.
+struct Sums {
+  float* hidden;
+  float* above;
+  float* below;
+};
+
+template <int R, int N>
+inline void gradient_tile(const Layout& to, const Rows& rows, const float* matrix, const float* hidden, int64_t h,
+                          const float* d_scores, const Sums& sums, float* block) {
+  Vec acc[R][N];
+  hidden_tile<R, N>(to, rows, matrix, hidden, h, acc);
+  for (int n = 0; n < N; ++n) {
+    const int64_t at = h + n * kWidth;
+    const Vec above = load(&to.above[at]), below = load(&to.below[at]);
+    Vec total = load(sums.hidden + at), up = load(sums.above + at), down = load(sums.below + at);
+    for (int r = 0; r < R; ++r) {
+      const Vec x = acc[r][n], ds = spread(d_scores[r]);
+      up += ds * above_zero(x);
+      down += ds * below_zero(x);
+      const Vec grad = ds * (x > Vec{} ? above : below);
+      total += grad;
+      store(block + r * to.wide + at, grad);
+    }
+    store(sums.hidden + at, total);
+    store(sums.above + at, up);
+    store(sums.below + at, down);
+  }
+}
+
+// Gradients of the hidden layer of up to R behaviours, written to rows of `block`.
+template <int R>
+inline void gradient_rows(int64_t count, const Layout& to, const Rows& rows, const float* matrix, const float* hidden,
+                          const float* d_scores, const Sums& sums, float* block) {
+  if (count == R) {
+    int64_t h = 0;
+    for (; h + 2 * kWidth <= to.wide; h += 2 * kWidth)
+      gradient_tile<R, 2>(to, rows, matrix, hidden, h, d_scores, sums, block);
+    if (h < to.wide) gradient_tile<R, 1>(to, rows, matrix, hidden, h, d_scores, sums, block);
+  } else if constexpr (R > 1) {
+    gradient_rows<R - 1>(count, to, rows, matrix, hidden, d_scores, sums, block);
+  }
+}
+
+// What is known of some behaviours beside the key, in rows that may be read in whole vectors.
+inline Rows rows_from(const Layout& to, const AttentionInputs& in, int64_t first, int64_t count, float* space) {
+  Rows rows{in.key + first * to.dim, nullptr, to.units};
+  if (!in.key_hidden) return rows;
+  rows.extra = in.key_hidden + first * to.units;
+  if (to.units == to.wide) return rows;
+  for (int64_t j = 0; j < count; ++j) {
+    std::memcpy(space + j * to.wide, rows.extra + j * to.units, to.units * sizeof(float));
+    std::fill(space + j * to.wide + to.units, space + (j + 1) * to.wide, 0.0f);
+  }
+  return {rows.keys, space, to.wide};
+}
+
+inline Rows moved(const Layout& to, const Rows& rows, int64_t by) {
+  return {rows.keys + by * to.dim, rows.extra ? rows.extra + by * rows.stride : nullptr, rows.stride};
 }
 
 void normalise_scores(int64_t kind, int64_t length, float* scores) {
@@ -130,9 +221,10 @@ void forward_piece(const AttentionShape& s, const AttentionInputs& in, const Att
       std::memcpy(hidden, in.query_hidden + (piece.first + c) * to.units, to.units * sizeof(float));
       for (int64_t j = stretch; j < end; j += kBlock) {
         const int64_t rows = std::min(kBlock, end - j);
-        start_block(to, in, hidden, key0 + j, rows, block);
-        add_product(rows, to.wide, to.dim, in.key + (key0 + j) * to.dim, to.dim, 1, matrix, to.wide, block, to.wide);
-        for (int64_t r = 0; r < rows; ++r) weights[c * length + j + r] = readout(to, block + r * to.wide) + *in.bias;
+        const Rows past = rows_from(to, in, key0 + j, rows, block);
+        for (int64_t r = 0; r < rows; r += kRows)
+          score_rows<kRows>(std::min<int64_t>(kRows, rows - r), to, moved(to, past, r), matrix, hidden, *in.bias,
+                            weights + c * length + j + r);
       }
     }
   }
@@ -174,13 +266,20 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
                       const Layout& to, int64_t request, std::vector<float>& scratch, Shared& shared) {
   const int64_t key0 = s.key_offsets[request], length = s.key_offsets[request + 1] - key0;
   const int64_t query0 = s.query_offsets[request], count = s.query_offsets[request + 1] - query0;
-  if (!length || !count) return;
+  if (!length || !count) {  // nothing met anything
+    const auto none = [](float* to, int64_t rows, int64_t columns) { std::fill(to, to + rows * columns, 0.0f); };
+    none(g.d_query + query0 * to.dim, count, to.dim);
+    none(g.d_query_hidden + query0 * to.units, count, to.units);
+    none(g.d_key + key0 * to.dim, length, to.dim);
+    none(g.d_value + key0 * s.width, length, s.width);
+    if (g.d_key_hidden) none(g.d_key_hidden + key0 * to.units, length, to.units);
+    return;
+  }
   const float* weights = g.weights + s.pair_offsets[request];
   const int64_t matrix_size = to.dim * to.wide, turned_size = to.units * to.deep;
   const int64_t block_size = kBlock * to.wide, values_size = kBlock * to.broad, keys_size = kStretch * to.deep;
-  scratch.assign(2 * matrix_size + turned_size + 4 * to.wide + block_size + values_size + keys_size +
-                     count * to.broad + count * length,
-                 0.0f);
+  scratch.resize(2 * matrix_size + turned_size + 4 * to.wide + 2 * block_size + values_size + keys_size +
+                     count * to.broad + count * length);
   float* matrix = scratch.data();
   float* d_matrix = matrix + matrix_size;
   float* turned = d_matrix + matrix_size;
@@ -189,11 +288,14 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
   float* d_above = d_hidden + to.wide;
   float* d_below = d_above + to.wide;
   float* block = d_below + to.wide;
-  float* values = block + block_size;
+  float* extra = block + block_size;
+  float* values = extra + block_size;
   float* d_keys = values + values_size;
   float* d_out = d_keys + keys_size;
   float* d_scores = d_out + count * to.broad;
 
+  std::fill(turned, turned + turned_size, 0.0f);  // the padding of its rows and of `hidden` is read
+  std::fill(hidden, hidden + to.wide, 0.0f);
   pad_rows(g.d_out + query0 * s.width, count, s.width, to.broad, d_out);
   for (int64_t j = 0; j < length; j += kBlock) {
     const int64_t rows = std::min(kBlock, length - j);
@@ -208,10 +310,8 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
     }
     std::fill(values, values + rows * to.broad, 0.0f);
     add_product(rows, to.broad, count, weights + j, 1, length, d_out, to.broad, values, to.broad);
-    for (int64_t r = 0; r < rows; ++r) {
-      float* d_value = g.d_value + (key0 + j + r) * s.width;
-      for (int64_t v = 0; v < s.width; ++v) d_value[v] += values[r * to.broad + v];
-    }
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(g.d_value + (key0 + j + r) * s.width, values + r * to.broad, s.width * sizeof(float));
   }
   for (int64_t c = 0; c < count; ++c)
     before_normalising(s.normalise, length, weights + c * length, d_scores + c * length);
@@ -231,28 +331,14 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
       for (int64_t j = stretch; j < end; j += kBlock) {
         const int64_t rows = std::min(kBlock, end - j);
         const float* keys = in.key + (key0 + j) * to.dim;
-        start_block(to, in, hidden, key0 + j, rows, block);
-        add_product(rows, to.wide, to.dim, keys, to.dim, 1, matrix, to.wide, block, to.wide);
-        for (int64_t h = 0; h < to.wide; h += kWidth) {
-          const Vec above = load(&to.above[h]), below = load(&to.below[h]);
-          Vec total = load(d_hidden + h), up = load(d_above + h), down = load(d_below + h);
-          for (int64_t r = 0; r < rows; ++r) {
-            const Vec x = load(block + r * to.wide + h);
-            const Vec ds = spread(d_scores[c * length + j + r]);
-            up += ds * above_zero(x);
-            down += ds * below_zero(x);
-            const Vec grad = ds * (x > Vec{} ? above : below);
-            total += grad;
-            store(block + r * to.wide + h, grad);
-          }
-          store(d_hidden + h, total);
-          store(d_above + h, up);
-          store(d_below + h, down);
-        }
+        const Rows past = rows_from(to, in, key0 + j, rows, extra);
+        for (int64_t r = 0; r < rows; r += kRows)
+          gradient_rows<kRows>(std::min<int64_t>(kRows, rows - r), to, moved(to, past, r), matrix, hidden,
+                               d_scores + c * length + j + r, {d_hidden, d_above, d_below}, block + r * to.wide);
         if (g.d_key_hidden) {
           for (int64_t r = 0; r < rows; ++r) {
-            float* extra = g.d_key_hidden + (key0 + j + r) * to.units;
-            for (int64_t h = 0; h < to.units; ++h) extra[h] += block[r * to.wide + h];
+            float* d_extra = g.d_key_hidden + (key0 + j + r) * to.units;
+            for (int64_t h = 0; h < to.units; ++h) d_extra[h] = (c ? d_extra[h] : 0.0f) + block[r * to.wide + h];
           }
         }
         add_product(rows, to.deep, to.units, block, to.wide, 1, turned, to.deep, d_keys + (j - stretch) * to.deep,
@@ -264,7 +350,7 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
         Vec total = Vec{};
         for (int64_t h = 0; h < to.wide; h += kWidth)
           total += load(d_matrix + d * to.wide + h) * load(&to.product[d * to.wide + h]);
-        d_query[d] += sum(total);
+        d_query[d] = (stretch ? d_query[d] : 0.0f) + sum(total);
         const float q = query[d];
         for (int64_t h = 0; h < to.wide; ++h) {
           const float found = d_matrix[d * to.wide + h];
@@ -273,15 +359,14 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
         }
       }
       for (int64_t h = 0; h < to.units; ++h) {
-        g.d_query_hidden[(query0 + c) * to.units + h] += d_hidden[h];
+        float& found = g.d_query_hidden[(query0 + c) * to.units + h];
+        found = (stretch ? found : 0.0f) + d_hidden[h];
         shared.above[h] += d_above[h];
         shared.below[h] += d_below[h];
       }
     }
-    for (int64_t j = stretch; j < end; ++j) {
-      float* d_key = g.d_key + (key0 + j) * to.dim;
-      for (int64_t d = 0; d < to.dim; ++d) d_key[d] += d_keys[(j - stretch) * to.deep + d];
-    }
+    for (int64_t j = stretch; j < end; ++j)
+      std::memcpy(g.d_key + (key0 + j) * to.dim, d_keys + (j - stretch) * to.deep, to.dim * sizeof(float));
   }
 }
 

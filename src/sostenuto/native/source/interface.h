@@ -40,7 +40,7 @@ struct AttentionOutputs {
 struct AttentionGradients {
   const float* weights;   // as the forward pass kept them
   const float* d_out;     // (Nc, V)
-  float* d_query;         // all of these are added to, and start at 0
+  float* d_query;         // all of these are written; those of the weights are added to and start at 0
   float* d_query_hidden;
   float* d_key;
   float* d_key_hidden;    // or null

@@ -37,11 +37,17 @@ inline Vec spread(float value) {
 inline Vec above_zero(Vec x) { return x > Vec{} ? x : Vec{}; }
 inline Vec below_zero(Vec x) { return x > Vec{} ? Vec{} : x; }
 
-inline float sum(Vec x) {
-  float total = 0.0f;
-  for (int i = 0; i < kWidth; ++i) total += x[i];
-  return total;
+template <int N>
+inline float sum_of(const float* x) {  // in halves: a chain of log2(N) additions instead of N
+  if constexpr (N == 1) {
+    return x[0];
+  } else {
+    float half[N / 2];
+    for (int i = 0; i < N / 2; ++i) half[i] = x[i] + x[i + N / 2];
+    return sum_of<N / 2>(half);
+  }
 }
+inline float sum(Vec x) { return sum_of<kWidth>(reinterpret_cast<const float*>(&x)); }
 
 inline int64_t padded(int64_t width) { return (width + kWidth - 1) / kWidth * kWidth; }
 
