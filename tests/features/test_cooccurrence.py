@@ -13,6 +13,7 @@ from tests.features.small_prepared import write_small
 
 from sostenuto.data.prepared import PreparedData
 from sostenuto.features.cooccurrence import cooccurrence_vectors, item_vectors, training_events, turned
+from sostenuto.schema import features
 
 Array = npt.NDArray[Any]
 
@@ -147,3 +148,13 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch:
     (tmp_path / "two" / "cache").rmdir()
     (tmp_path / "two" / "cache").write_text("a file where the folder should be")
     np.testing.assert_array_equal(_last(data), whole)
+
+
+def test_only_the_most_frequent_items_of_a_large_catalogue_own_a_vector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "MOST_VECTOR_ITEMS", 10)
+    made = item_vectors(write_small(tmp_path / "one", users=30), 4)
+    assert made.last.shape == (10, 8)
+    assert made.past.shape[1:] == (10, 8)
+    assert made.last[2:].any(1).all()

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from tests.contract.batches import PREPARED, make_batch
 
 from sostenuto.layers.embedding import FieldEncoder, ItemEmbedding, Table, TimedVectors, standardise
+from sostenuto.schema import features
 from sostenuto.schema.features import FeatureSpec, Field
 
 
@@ -139,3 +140,15 @@ def test_past_versions_are_not_saved():
     items = ItemEmbedding(spec, item_dim=0, category_dim=0, field_dim=0, vector_dim=3, key_vector_dim=2)
     items.set_vectors(timed(spec))
     assert set(items.state_dict()) == {"vectors"}
+
+
+def test_items_beyond_the_bound_have_a_zero_vector(monkeypatch):
+    monkeypatch.setattr(features, "MOST_VECTOR_ITEMS", 10)
+    spec = FeatureSpec(num_items=20, num_item_rows=10)
+    items = ItemEmbedding(spec, item_dim=0, category_dim=0, field_dim=0, vector_dim=3, key_vector_dim=2)
+    last, past = torch.ones(10, 3), torch.ones(2, 10, 3)
+    last[0], past[:, 0] = 0, 0
+    items.set_vectors(TimedVectors(last=last, past=past.half(), starts_ms=torch.tensor([1, 2])))
+    item = torch.tensor([9, 10, 19])
+    assert items.fixed(item).sum(1).tolist() == [3, 0, 0]
+    assert items.fixed(item, torch.tensor([0, 1, 1])).sum(1).tolist() == [3, 0, 0]

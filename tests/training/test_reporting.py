@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from pathlib import Path
@@ -30,10 +31,14 @@ def test_a_person_sees_plan_metric_and_nothing_on_stdout(
 def test_a_person_is_told_when_items_have_no_fixed_vectors(
     toy: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sostenuto.features.cooccurrence import item_vectors
+    from sostenuto.features.cooccurrence import ItemVectors, item_vectors
     from sostenuto.training import run
 
-    monkeypatch.setattr(run, "item_vectors", lambda data, dim: 0.0 * item_vectors(data, dim))
+    def without_last(data: PreparedData, dim: int) -> ItemVectors:
+        made = item_vectors(data, dim)
+        return dataclasses.replace(made, last=0.0 * made.last)
+
+    monkeypatch.setattr(run, "item_vectors", without_last)
     stream = io.StringIO()
     run_training(toy, tmp_path / "run", config_for("mean_pool", steps=2), reporter=RichReporter(stream))
     assert "set model_config.item_dim=8" in " ".join(stream.getvalue().split())

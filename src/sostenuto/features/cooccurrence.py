@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 NUM_VERSIONS = 12  # spread over the training requests: three weeks apart on Complete Journey
-PAST_BYTES = 512 * 2**20  # large catalogues get fewer versions
-VECTORS_VERSION = 2  # raise it when equal data would give other vectors: it names the cache
+VECTORS_VERSION = 3  # raise it when equal data would give other vectors: it names the cache
 NORM_FLOOR = 1e-3  # keeps the vector of an item that hardly occurs near zero
 
 
@@ -75,8 +74,8 @@ def cooccurrence_vectors(user: Array, item: Array, num_items: int, dim: int) -> 
 class ItemVectors:
     """Vectors at P times of the training period, and at its end; V = dim, or 2 * dim with categories."""
 
-    last: Array  # (num_items, V) float32, of every event that training may use
-    past: Array  # (P, num_items, V) float16; version p is of events strictly before starts_ms[p]
+    last: Array  # (num_vector_items, V) float32, of every event that training may use
+    past: Array  # (P, num_vector_items, V) float16; version p is of events strictly before starts_ms[p]
     starts_ms: Array  # (P,) int64, rising; the first is the time of the first training request
 
 
@@ -93,10 +92,9 @@ def item_vectors(data: PreparedData, dim: int) -> ItemVectors:
     lawful = training_events(data)
     time_ms = np.asarray(data.behaviours.time_ms)
     width = dim * (2 if data.features.categories else 1)
-    versions = int(np.clip(PAST_BYTES // (2 * data.features.num_items * width), 1, NUM_VERSIONS))
-    starts = version_starts(np.asarray(data.requests("train").time_ms), versions)
-    past = np.zeros((len(starts), data.features.num_items, width), np.float16)
-    newest = np.zeros((data.features.num_items, width), np.float32)
+    starts = version_starts(np.asarray(data.requests("train").time_ms))
+    past = np.zeros((len(starts), data.features.num_vector_items, width), np.float16)
+    newest = np.zeros((data.features.num_vector_items, width), np.float32)
     for version, start in enumerate(starts):
         newest = _turned_parts(_vectors_of(data, lawful & (time_ms < start), dim), newest, dim)
         past[version] = newest
@@ -124,7 +122,7 @@ def training_events(data: PreparedData) -> Array:
     return np.asarray(time_ms < np.repeat(until, np.diff(data.behaviours.offsets)))
 
 
-def version_starts(train_ms: Array, versions: int = NUM_VERSIONS) -> Array:
+def version_starts(train_ms: Array) -> Array:
     """Return the (P,) rising start times of the versions for the times of the training requests.
 
     >>> version_starts(np.array([100, 220])).tolist()[:3]
@@ -133,7 +131,7 @@ def version_starts(train_ms: Array, versions: int = NUM_VERSIONS) -> Array:
     if not len(train_ms):
         return np.zeros(0, np.int64)
     first, last = int(train_ms.min()), int(train_ms.max())
-    return np.unique(first + (last - first) * np.arange(versions, dtype=np.int64) // versions)
+    return np.unique(first + (last - first) * np.arange(NUM_VERSIONS, dtype=np.int64) // NUM_VERSIONS)
 
 
 def turned(vectors: Array, target: Array) -> Array:
@@ -149,16 +147,18 @@ def _turned_parts(vectors: Array, target: Array, dim: int) -> Array:
 
 
 def _vectors_of(data: PreparedData, chosen: Array, dim: int) -> Array:
-    """Return (num_items, V) float32 vectors of the chosen (N,) behaviours."""
+    """Return (num_vector_items, V) float32 vectors of the chosen (N,) behaviours."""
+    rows = data.features.num_vector_items
     at = np.flatnonzero(chosen)
     user = np.searchsorted(data.behaviours.offsets, at, side="right") - 1
     item = np.asarray(data.behaviours.item)[at]
-    vectors = cooccurrence_vectors(user, item, data.features.num_items, dim)
+    owners = item < rows
+    vectors = cooccurrence_vectors(user[owners], item[owners], rows, dim)
     if data.features.categories:
         finest = data.item_category[:, -1]
         known = finest[item] >= FIRST_KNOWN
         kinds = cooccurrence_vectors(user[known], finest[item][known], data.features.categories[-1].size, dim)
-        vectors = np.concatenate([vectors, kinds[finest]], 1)
+        vectors = np.concatenate([vectors, kinds[finest[:rows]]], 1)
     return vectors
 
 

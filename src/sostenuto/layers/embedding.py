@@ -100,8 +100,8 @@ def standardise(column: Tensor, mean: float, std: float) -> Tensor:
 class TimedVectors:
     """Fixed item vectors as they stood at P times of the training period, and at its end."""
 
-    last: Tensor  # (num_items, V) float32, of every event that training may use
-    past: Tensor  # (P, num_items, V); version p is of events strictly before starts_ms[p]
+    last: Tensor  # (num_vector_items, V) float32, of every event that training may use
+    past: Tensor  # (P, num_vector_items, V); version p is of events strictly before starts_ms[p]
     starts_ms: Tensor  # (P,) int64, rising
 
 
@@ -149,7 +149,8 @@ class ItemEmbedding(nn.Module):
         self.vector_dim = vector_dim
         self.key_vector_dim = min(key_vector_dim, vector_dim)
         self.vector_parts = 2 if features.categories else 1  # the item's, then its finest category's
-        rows = features.num_items if vector_dim else 0
+        rows = features.num_vector_items if vector_dim else 0
+        self.all_own_vectors = features.num_vector_items == features.num_items
         width = vector_dim * self.vector_parts
         self.register_buffer("vectors", torch.zeros(rows, width))
         self.register_buffer("past_vectors", torch.zeros(0, rows, width), persistent=False)  # training only
@@ -195,6 +196,8 @@ class ItemEmbedding(nn.Module):
         """Return (N, vector_parts * vector_dim) fixed vectors of (N,) items: the item's, then its category's."""
         if not self.vector_dim:
             return item.new_zeros(item.shape[0], 0, dtype=self.vectors.dtype)
+        if not self.all_own_vectors:
+            item = torch.where(item < self.vectors.shape[0], item, PADDING)  # its vector is zero
         return self.vectors[item] if version is None else self.past_vectors[version, item].to(self.vectors.dtype)
 
     def forward(

@@ -351,7 +351,7 @@ def target_attention(
     if is_usable(query, key, value, unit.key, key_hidden):
         below = torch.zeros_like(unit.out) if unit.slope is None else unit.out * unit.slope
         inputs = (query, key, value, query_hidden, key_hidden, unit.key, unit.product, unit.out, below, unit.out_bias)
-        return attention(
+        found: Tensor = attention(
             query,
             query_offsets,
             key,
@@ -367,6 +367,7 @@ def target_attention(
             NORMALISERS.index(normalise),
             torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs),
         )[0]
+        return found
     w_out, query_linear, key_score = unit.out, None, None
     query_score = unit.out_bias.expand(query.shape[0])
     if unit.slope is not None:

@@ -8,6 +8,7 @@ from typing import Literal
 PADDING = 0
 UNKNOWN = 1
 FIRST_KNOWN = 2
+MOST_VECTOR_ITEMS = 300_000  # bounds fixed item vectors: 12 versions of width 64 in half precision are 440 MiB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,5 +48,10 @@ class FeatureSpec:
     value_mean: float = 0.0  # of log1p(max(value, 0)) over training time
     value_std: float = 1.0
 
+    @property
+    def num_vector_items(self) -> int:
+        """Items with an index below this own a fixed vector: indices follow frequency, and memory is bounded."""
+        return min(self.num_items, MOST_VECTOR_ITEMS)
 
-__all__ = ["FIRST_KNOWN", "PADDING", "UNKNOWN", "FeatureSpec", "Field"]
+
+__all__ = ["FIRST_KNOWN", "MOST_VECTOR_ITEMS", "PADDING", "UNKNOWN", "FeatureSpec", "Field"]

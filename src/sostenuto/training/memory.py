@@ -323,7 +323,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextlib.contextmanager
 def thrown_away(ranker: nn.Module) -> Generator[None]:
     """Undo what a trial step leaves behind: gradients, running statistics, random state."""
-    buffers = {name: value.clone() for name, value in ranker.named_buffers()}
+    changing = ranker.state_dict().keys()  # what is not saved is constant, and may be large
+    buffers = {name: value.clone() for name, value in ranker.named_buffers() if name in changing}
     was_training = ranker.training
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
@@ -334,7 +335,8 @@ def thrown_away(ranker: nn.Module) -> Generator[None]:
             p.grad = None
         with torch.no_grad():
             for name, value in ranker.named_buffers():
-                value.copy_(buffers[name])
+                if name in buffers:
+                    value.copy_(buffers[name])
         ranker.train(was_training)
 
 

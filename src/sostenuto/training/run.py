@@ -24,6 +24,7 @@ from sostenuto.features.loading import RequestLoader, sample_rows
 from sostenuto.layers.embedding import TimedVectors
 from sostenuto.models.saved import load_ranker, save_ranker
 from sostenuto.models.table import build, entry_of
+from sostenuto.ops.backend import notice
 from sostenuto.schema.errors import DataError, RunError, SpecError
 from sostenuto.schema.features import FIRST_KNOWN
 from sostenuto.schema.histories import RequestBatch
@@ -277,6 +278,8 @@ def _item_vectors(run: _Run, dim: int) -> TimedVectors:
 def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[str, Any]) -> Finished:
     training = run.config.training
     objective = objective_named(objective_name)
+    if run.device.type == "cpu":
+        run.reporter.note(notice())
     saved = load_state(run.out / "resume")
     _calibrate(run, ranker)  # also before going on: past versions of the item vectors are not part of the state
     plan = plan_memory(

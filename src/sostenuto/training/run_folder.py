@@ -24,6 +24,7 @@ from typing import Any
 
 import sostenuto
 from sostenuto.data.prepared import PreparedData
+from sostenuto.ops.backend import library
 from sostenuto.schema.errors import RunError
 from sostenuto.training.checkpoint import write_text_whole
 from sostenuto.training.config import RunConfig, differences, from_dict, plain, to_dict
@@ -52,7 +53,12 @@ def versions() -> dict[str, str]:
     """Return the versions that numbers depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"sostenuto": sostenuto.__version__, "python": platform.python_version()}
+    twins = library()
+    found = {
+        "sostenuto": sostenuto.__version__,
+        "python": platform.python_version(),
+        "operators": "plain" if twins is None else twins.processor,
+    }
     for name in ("torch", "numpy", "scipy", "polars", "safetensors", "lightgbm"):
         try:
             found[name] = version(name)
