@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sostenuto.ops.bucket_sum import bucket_mean, bucket_sum, direction
+from sostenuto.ops.bucket_sum import bucket_mean, direction, weighted_bucket_sum
 from sostenuto.ops.jagged import offsets_to_lengths, row_index
 from sostenuto.ops.simhash import bucket_ids, random_hyperplanes
 
@@ -73,11 +73,11 @@ class HashBuckets(nn.Module):
         reference[real] = time_ms[offsets[1:][real] - 1]
         age = reference[row_index(offsets)] - time_ms
         weights = torch.exp(-age.double()[:, None] * self.rates)
-        weighted = weights[:, :, None] * values.double()[:, None, :]
-        columns = torch.cat([weighted.flatten(1), torch.ones_like(weights[:, :1])], 1)
-        table = bucket_sum(columns, bucket_ids(vectors, self.planes), offsets, self.buckets)
-        sums = table[..., :-1].reshape(*table.shape[:3], self.num_sets, values.shape[1])
-        return Buckets(sums=sums, counts=table[..., -1].detach(), reference_ms=reference, lengths=lengths)
+        ids = bucket_ids(vectors, self.planes)
+        sums = weighted_bucket_sum(values, weights, ids, offsets, self.buckets)
+        ones = torch.ones(values.shape[0], 1, dtype=values.dtype, device=values.device)
+        counts = weighted_bucket_sum(ones, ones.double(), ids, offsets, self.buckets)
+        return Buckets(sums=sums, counts=counts[..., 0, 0], reference_ms=reference, lengths=lengths)
 
     def append(self, state: Buckets, later: Buckets) -> Buckets:
         """Add the buckets of later events; equal to encoding everything anew."""

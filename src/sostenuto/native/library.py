@@ -19,7 +19,7 @@ from typing import Literal
 
 Backend = Literal["auto", "plain", "native"]
 
-VERSION = 1  # of the C interface; a library of another version is not used
+VERSION = 2  # of the C interface; a library of another version is not used
 FOLDER = Path(__file__).parent / "built"
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/attention.cpp
 _P, _I = ctypes.c_void_p, ctypes.c_int64
@@ -82,6 +82,23 @@ class AttentionGradients(ctypes.Structure):
     ]
 
 
+class BucketShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("rows", "groups", "buckets", "sets", "width", "threads")),
+        ("offsets", _P),
+    ]
+
+
+_ENTRIES = {  # name -> number of pointer arguments
+    "sostenuto_attention_forward": 3,
+    "sostenuto_attention_backward": 3,
+    "sostenuto_bucket_sums": 5,
+    "sostenuto_bucket_sums_backward": 5,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Library:
     """An opened library."""
@@ -109,11 +126,11 @@ def _open(processor: str) -> Library | None:
         handle.sostenuto_processor.restype = _I
         if int(handle.sostenuto_version()) != VERSION:
             return None
+        for name, arguments in _ENTRIES.items():
+            getattr(handle, name).argtypes = [_P] * arguments
+            getattr(handle, name).restype = None
     except (OSError, AttributeError):
         return None
-    for name in ("sostenuto_attention_forward", "sostenuto_attention_backward"):
-        getattr(handle, name).argtypes = [_P, _P, _P]
-        getattr(handle, name).restype = None
     return Library(handle, processor)
 
 
@@ -177,6 +194,7 @@ __all__ = [
     "AttentionOutputs",
     "AttentionShape",
     "Backend",
+    "BucketShape",
     "Library",
     "NoLibrary",
     "available",

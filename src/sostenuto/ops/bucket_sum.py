@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sostenuto.ops.native_buckets import bucket_sums, is_usable
+
 # Behaviours handled at once: bounds the (rows, G K) indicator matrix.
 ROW_BLOCK = 4096
 
@@ -67,6 +69,27 @@ def bucket_sum(values: Tensor, ids: Tensor, offsets: Tensor, buckets: int) -> Te
     return table
 
 
+def weighted_bucket_sum(values: Tensor, weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int) -> Tensor:
+    """Sum the values of every row by bucket, once for each set of weights, in float64.
+
+    Args:
+        values: (N, V) float32 or float64.
+        weights: (N, S) float64; no gradient flows back to them.
+        ids: (N, G) int64 bucket of each behaviour in every signature.
+        offsets: (B + 1,) row starts.
+        buckets: K.
+
+    Returns:
+        (B, G, K, S, V) float64.
+    """
+    if is_usable(values):
+        found: Tensor = bucket_sums(values, weights, ids, offsets, buckets)
+        return found
+    weighted = weights[:, :, None] * values.double()[:, None, :]
+    table = bucket_sum(weighted.flatten(1), ids, offsets, buckets)
+    return table.view(*table.shape[:3], weights.shape[1], values.shape[1])
+
+
 def bucket_mean(table: Tensor, ids: Tensor, row: Tensor) -> Tensor:
     """Average what a candidate finds in its bucket of every signature.
 
@@ -97,4 +120,4 @@ def direction(vectors: Tensor) -> Tensor:
     return torch.where(real, scaled / length, 0.0)
 
 
-__all__ = ["bucket_mean", "bucket_sum", "direction"]
+__all__ = ["bucket_mean", "bucket_sum", "direction", "weighted_bucket_sum"]

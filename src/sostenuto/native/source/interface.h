@@ -52,6 +52,17 @@ struct AttentionGradients {
   float* d_bias;
 };
 
+// Bucket sums of jagged rows; letters as in ops/bucket_sum.py.
+struct BucketShape {
+  int64_t rows;     // B
+  int64_t groups;   // G
+  int64_t buckets;  // K
+  int64_t sets;     // S
+  int64_t width;    // V
+  int64_t threads;
+  const int64_t* offsets;  // (B + 1,)
+};
+
 #define SOSTENUTO_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -60,4 +71,9 @@ SOSTENUTO_EXPORT int64_t sostenuto_processor();
 SOSTENUTO_EXPORT int64_t sostenuto_version();
 SOSTENUTO_EXPORT void sostenuto_attention_forward(const AttentionShape*, const AttentionInputs*, const AttentionOutputs*);
 SOSTENUTO_EXPORT void sostenuto_attention_backward(const AttentionShape*, const AttentionInputs*, const AttentionGradients*);
+// values (N, V), weights (N, S) float64, ids (N, G) inside [0, K); the table (B, G, K, S, V) float64 is written.
+SOSTENUTO_EXPORT void sostenuto_bucket_sums(const BucketShape*, const float* values, const double* weights,
+                                            const int64_t* ids, double* table);
+SOSTENUTO_EXPORT void sostenuto_bucket_sums_backward(const BucketShape*, const double* weights, const int64_t* ids,
+                                                     const double* d_table, float* d_values);
 }
