@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sostenuto.ops.jagged import newest_time, row_index
+from sostenuto.ops.table_rows import lookup_rows
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import PADDING, UNKNOWN, FeatureSpec, Field
 
@@ -44,11 +44,7 @@ class Table(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Return (..., dim) rows for (...) int64 indices."""
-        if not torch.is_grad_enabled():
-            return F.embedding(index, self.weight)
-        distinct, inverse = torch.unique(index, return_inverse=True)
-        rows = F.embedding(distinct, self.weight, padding_idx=PADDING, sparse=True)
-        return F.embedding(inverse, rows)
+        return lookup_rows(self.weight, index, PADDING)
 
 
 class FieldEncoder(nn.Module):

@@ -19,7 +19,7 @@ from typing import Literal
 
 Backend = Literal["auto", "plain", "native"]
 
-VERSION = 2  # of the C interface; a library of another version is not used
+VERSION = 3  # of the C interface; a library of another version is not used
 FOLDER = Path(__file__).parent / "built"
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/attention.cpp
 _P, _I = ctypes.c_void_p, ctypes.c_int64
@@ -91,11 +91,20 @@ class BucketShape(ctypes.Structure):
     ]
 
 
+class RowsShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [(name, _I) for name in ("rows", "dim", "count", "threads")]
+
+
 _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_attention_forward": 3,
     "sostenuto_attention_backward": 3,
     "sostenuto_bucket_sums": 5,
     "sostenuto_bucket_sums_backward": 5,
+    "sostenuto_gather_rows": 4,
+    "sostenuto_distinct_rows": 4,
+    "sostenuto_sum_rows": 4,
 }
 
 
@@ -128,7 +137,7 @@ def _open(processor: str) -> Library | None:
             return None
         for name, arguments in _ENTRIES.items():
             getattr(handle, name).argtypes = [_P] * arguments
-            getattr(handle, name).restype = None
+            getattr(handle, name).restype = _I if name == "sostenuto_distinct_rows" else None
     except (OSError, AttributeError):
         return None
     return Library(handle, processor)
@@ -197,6 +206,7 @@ __all__ = [
     "BucketShape",
     "Library",
     "NoLibrary",
+    "RowsShape",
     "available",
     "library",
     "notice",

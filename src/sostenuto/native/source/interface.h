@@ -63,6 +63,14 @@ struct BucketShape {
   const int64_t* offsets;  // (B + 1,)
 };
 
+// Rows of a table.
+struct RowsShape {
+  int64_t rows;   // of the table; of the sums
+  int64_t dim;    // floats of a row
+  int64_t count;  // N, how many are looked up
+  int64_t threads;
+};
+
 #define SOSTENUTO_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -76,4 +84,11 @@ SOSTENUTO_EXPORT void sostenuto_bucket_sums(const BucketShape*, const float* val
                                             const int64_t* ids, double* table);
 SOSTENUTO_EXPORT void sostenuto_bucket_sums_backward(const BucketShape*, const double* weights, const int64_t* ids,
                                                      const double* d_table, float* d_values);
+// index (N,) inside [0, rows); out (N, dim) is written.
+SOSTENUTO_EXPORT void sostenuto_gather_rows(const RowsShape*, const float* table, const int64_t* index, float* out);
+// distinct and place hold N; the return value is how many distinct rows there are, in rising order.
+SOSTENUTO_EXPORT int64_t sostenuto_distinct_rows(const RowsShape*, const int64_t* index, int64_t* distinct,
+                                                 int32_t* place);
+// values (N, dim); sums (rows, dim) are written.
+SOSTENUTO_EXPORT void sostenuto_sum_rows(const RowsShape*, const float* values, const int32_t* place, float* sums);
 }
