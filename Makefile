@@ -18,7 +18,7 @@ DEMO := demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow doctest lint types format bench ci clean setup
+.PHONY: help demo test plain asan slow doctest lint types format bench ci clean setup
 
 help:  ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,17 @@ test: $(VENV)/.dev  ## the tests that every change must pass
 slow: export OMP_NUM_THREADS = 2
 slow: $(VENV)/.dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+
+plain: export OMP_NUM_THREADS = 1
+plain: export SOSTENUTO_BACKEND = plain
+plain: $(VENV)/.dev  ## operators and contract again, without the compiled twins
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/ops tests/layers tests/contract
+
+# leaks are not looked for: Python itself keeps memory to its end
+asan: $(VENV)/.dev  ## the compiled twins under the address sanitizer
+	$(BIN)/python -m sostenuto.native.building --into $(VENV)/asan --flags "-fsanitize=address -g -O1"
+	LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 SOSTENUTO_NATIVE=$(VENV)/asan \
+	  $(BIN)/python -m pytest -q tests/ops/test_native_attention.py tests/ops/test_native_buckets.py tests/ops/test_table_rows.py
 
 doctest: $(VENV)/.dev  ## the examples in docstrings
 	$(BIN)/python -m pytest -q --doctest-modules src

@@ -2,7 +2,7 @@
 
 The library is optional. `SOSTENUTO_BACKEND` says `auto` (the default: compiled where a library is there), `plain`
 (torch only) or `native` (refuse to go on without it). `SOSTENUTO_PROCESSOR` holds it to an older instruction set
-(`generic`, `avx2`, `avx512`), for tests and comparisons.
+(`generic`, `avx2`, `avx512`), for tests and comparisons. `SOSTENUTO_NATIVE` names another folder of libraries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Literal
 Backend = Literal["auto", "plain", "native"]
 
 VERSION = 3  # of the C interface; a library of another version is not used
-FOLDER = Path(__file__).parent / "built"
+FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/attention.cpp
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
