@@ -118,6 +118,22 @@ def test_the_same_call_gives_the_same_bits(name):
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
+def test_threads_change_no_bit(name):
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            case = Case([(60, 3)] * 9, (16, 8, 5), 3, slope=True, hidden=True, dtype=torch.float32)
+            with using(LIBRARIES[name]):
+                found.append(case.answer("softmax"))
+    finally:
+        torch.set_num_threads(before)
+    for out, gradients in found[1:]:
+        assert torch.equal(out, found[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(gradients, found[0][1], strict=True))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_offsets_beyond_the_arrays_are_refused(name):
     case = Case([(3, 2)], (4, 4, 4), 0, slope=False, hidden=False, dtype=torch.float32)
     for offsets in ([0, 4], [1, 3], [0, 5, 3], [0]):

@@ -143,6 +143,7 @@ def _open(processor: str) -> Library | None:
     return Library(handle, processor)
 
 
+@functools.cache
 def available() -> dict[str, Library]:
     """Return the libraries that are built here and that this processor can run, plainest first."""
     found = {name: library for name in LEVELS if (library := _open(name)) is not None}
@@ -182,6 +183,14 @@ def library() -> Library | None:
     return _forced[-1] if _forced else _resolved()[0]
 
 
+def any_library() -> Library:
+    """Return the library in use, or else the best that is here: a backward pass may come after `using` has ended."""
+    found = library() or next(reversed(available().values()), None)
+    if found is None:
+        raise NoLibrary(f"this operator needs the compiled library, there is none in {FOLDER}; use the plain form")
+    return found
+
+
 def notice() -> str:
     """Return one line on what is in use and why."""
     return _resolved()[1]
@@ -207,6 +216,7 @@ __all__ = [
     "Library",
     "NoLibrary",
     "RowsShape",
+    "any_library",
     "available",
     "library",
     "notice",

@@ -13,6 +13,7 @@ from sostenuto.native.library import (
     AttentionInputs,
     AttentionOutputs,
     AttentionShape,
+    any_library,
     library,
 )
 
@@ -50,9 +51,7 @@ def _pair_offsets(query_offsets: Tensor, key_offsets: Tensor) -> Tensor:
 
 
 def _call(name: str, *structs: ctypes.Structure) -> None:
-    found = library()
-    assert found is not None
-    getattr(found.handle, name)(*(ctypes.byref(struct) for struct in structs))
+    getattr(any_library().handle, name)(*(ctypes.byref(struct) for struct in structs))
 
 
 def _checked(offsets: Tensor, rows: int, name: str) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sostenuto.native.library import BucketShape, library
+from sostenuto.native.library import BucketShape, any_library, library
 
 
 def is_usable(values: Tensor) -> bool:
@@ -29,9 +29,7 @@ def _shape(weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int, width: i
 
 
 def _call(name: str, shape: BucketShape, *tensors: Tensor) -> None:
-    found = library()
-    assert found is not None
-    getattr(found.handle, name)(ctypes.byref(shape), *(t.data_ptr() for t in tensors))
+    getattr(any_library().handle, name)(ctypes.byref(shape), *(t.data_ptr() for t in tensors))
 
 
 @torch.library.custom_op("sostenuto::bucket_sums", mutates_args=())

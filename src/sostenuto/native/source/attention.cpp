@@ -17,6 +17,7 @@
 namespace {
 
 constexpr int64_t kBlock = 8 * kRows;     // behaviours of a block
+constexpr int64_t kParts = 16;            // sums of the shared weights
 constexpr int64_t kStretch = 16 * kBlock;  // behaviours that all candidates meet before the next ones come
 
 // Weights in the layout the products want: transposed, units padded to whole vectors with zeros.
@@ -402,7 +403,7 @@ void sostenuto_attention_forward(const AttentionShape* shape, const AttentionInp
       costs.push_back((pieces.back().last - c) * (length + 16));
     }
   }
-  in_parts(costs, shape->threads, [&](int64_t, int64_t first, int64_t last) {
+  in_parts(costs, shape->threads, [&](int64_t first, int64_t last) {
     std::vector<float> scratch;
     std::vector<double> sums;
     for (int64_t i = first; i < last; ++i) forward_piece(*shape, *in, *out, to, pieces[i], scratch, sums);
@@ -416,10 +417,18 @@ void sostenuto_attention_backward(const AttentionShape* shape, const AttentionIn
   for (int64_t b = 0; b < shape->requests; ++b)
     costs.push_back((shape->query_offsets[b + 1] - shape->query_offsets[b]) *
                     (shape->key_offsets[b + 1] - shape->key_offsets[b] + 16));
-  std::vector<Shared> parts(std::max<int64_t>(shape->threads, 1), Shared(to));
-  in_parts(costs, shape->threads, [&](int64_t part, int64_t first, int64_t last) {
+  // Sums of the shared weights are taken in a fixed number of parts, so that threads change no bit of them.
+  const std::vector<int64_t> bounds = cut(costs, kParts);
+  const int64_t number = static_cast<int64_t>(bounds.size()) - 1;
+  std::vector<int64_t> part_costs(number, 0);
+  for (int64_t part = 0; part < number; ++part)
+    for (int64_t b = bounds[part]; b < bounds[part + 1]; ++b) part_costs[part] += costs[b];
+  std::vector<Shared> parts(number, Shared(to));
+  in_parts(part_costs, shape->threads, [&](int64_t first, int64_t last) {
     std::vector<float> scratch;
-    for (int64_t b = first; b < last; ++b) backward_request(*shape, *in, *grads, to, b, scratch, parts[part]);
+    for (int64_t part = first; part < last; ++part)
+      for (int64_t b = bounds[part]; b < bounds[part + 1]; ++b)
+        backward_request(*shape, *in, *grads, to, b, scratch, parts[part]);
   });
   for (const Shared& part : parts) {
     *grads->d_bias += static_cast<float>(part.bias);

@@ -23,7 +23,7 @@ void sostenuto_bucket_sums(const BucketShape* shape, const float* values, const 
                            double* table) {
   const BucketShape& s = *shape;
   const int64_t width = s.sets * s.width, size = s.groups * s.buckets * width;
-  in_parts(costs_of(s), s.threads, [&](int64_t, int64_t first, int64_t last) {
+  in_parts(costs_of(s), s.threads, [&](int64_t first, int64_t last) {
     std::vector<double> weighted(width);
     for (int64_t b = first; b < last; ++b) {
       double* mine = table + b * size;
@@ -48,7 +48,7 @@ void sostenuto_bucket_sums_backward(const BucketShape* shape, const double* weig
                                     const double* d_table, float* d_values) {
   const BucketShape& s = *shape;
   const int64_t width = s.sets * s.width, size = s.groups * s.buckets * width;
-  in_parts(costs_of(s), s.threads, [&](int64_t, int64_t first, int64_t last) {
+  in_parts(costs_of(s), s.threads, [&](int64_t first, int64_t last) {
     std::vector<double> found(width);
     for (int64_t b = first; b < last; ++b) {
       const double* mine = d_table + b * size;

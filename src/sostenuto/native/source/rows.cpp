@@ -27,7 +27,7 @@ void sostenuto_gather_rows(const RowsShape* shape, const float* table, const int
   const std::vector<int64_t> sizes = even(n, shape->threads);
   std::vector<int64_t> starts(sizes.size() + 1, 0);
   for (size_t i = 0; i < sizes.size(); ++i) starts[i + 1] = starts[i] + sizes[i];
-  in_parts(sizes, shape->threads, [&](int64_t, int64_t first, int64_t last) {
+  in_parts(sizes, shape->threads, [&](int64_t first, int64_t last) {
     for (int64_t j = starts[first]; j < starts[last]; ++j) {
       if (j + kAhead < n) __builtin_prefetch(table + index[j + kAhead] * dim);
       std::memcpy(out + j * dim, table + index[j] * dim, dim * sizeof(float));
@@ -60,7 +60,7 @@ void sostenuto_sum_rows(const RowsShape* shape, const float* values, const int32
   const std::vector<int64_t> sizes = even(rows, shape->threads);
   std::vector<int64_t> starts(sizes.size() + 1, 0);
   for (size_t i = 0; i < sizes.size(); ++i) starts[i + 1] = starts[i] + sizes[i];
-  in_parts(sizes, shape->threads, [&](int64_t, int64_t first, int64_t last) {
+  in_parts(sizes, shape->threads, [&](int64_t first, int64_t last) {
     const int64_t low = starts[first], high = starts[last];
     for (int64_t j = 0; j < n; ++j) {
       if (j + kAhead < n) __builtin_prefetch(sums + place[j + kAhead] * dim, 1);
