@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.ops.bucket_sum import bucket_mean, direction, weighted_bucket_sum
-from sostenuto.ops.jagged import offsets_to_lengths, row_index
+from sostenuto.ops.jagged import newest_time, offsets_to_lengths, row_index
 from sostenuto.ops.simhash import bucket_ids, random_hyperplanes
 
 DAY_MS = 86_400_000
@@ -68,16 +68,21 @@ class HashBuckets(nn.Module):
     def encode(self, vectors: Tensor, values: Tensor, offsets: Tensor, time_ms: Tensor) -> Buckets:
         """Hash (N, dim) vectors and sum (N, V) values by bucket."""
         lengths = offsets_to_lengths(offsets)
-        reference = torch.zeros_like(lengths)
-        real = lengths > 0
-        reference[real] = time_ms[offsets[1:][real] - 1]
-        age = reference[row_index(offsets)] - time_ms
+        row = row_index(offsets)
+        reference = newest_time(offsets, time_ms)
+        age = reference[row] - time_ms
         weights = torch.exp(-age.double()[:, None] * self.rates)
         ids = bucket_ids(vectors, self.planes)
         sums = weighted_bucket_sum(values, weights, ids, offsets, self.buckets)
-        ones = torch.ones(values.shape[0], 1, dtype=values.dtype, device=values.device)
-        counts = weighted_bucket_sum(ones, ones.double(), ids, offsets, self.buckets)
-        return Buckets(sums=sums, counts=counts[..., 0, 0], reference_ms=reference, lengths=lengths)
+        groups = ids.shape[1]
+        places = (row[:, None] * groups + torch.arange(groups, device=ids.device)) * self.buckets + ids
+        counts = torch.bincount(places.flatten(), minlength=len(lengths) * groups * self.buckets).double()
+        return Buckets(
+            sums=sums,
+            counts=counts.view(len(lengths), groups, self.buckets),
+            reference_ms=reference,
+            lengths=lengths,
+        )
 
     def append(self, state: Buckets, later: Buckets) -> Buckets:
         """Add the buckets of later events; equal to encoding everything anew."""

@@ -15,9 +15,6 @@ import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-Backend = Literal["auto", "plain", "native"]
 
 VERSION = 3  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
@@ -211,7 +208,6 @@ __all__ = [
     "AttentionInputs",
     "AttentionOutputs",
     "AttentionShape",
-    "Backend",
     "BucketShape",
     "Library",
     "NoLibrary",
