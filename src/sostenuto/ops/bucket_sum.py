@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sostenuto.ops.native_buckets import bucket_sums, is_usable
+from sostenuto.ops.backend import is_usable
+from sostenuto.ops.native_buckets import bucket_sums
 
 # Behaviours handled at once: bounds the (rows, G K) indicator matrix.
 ROW_BLOCK = 4096

@@ -14,14 +14,7 @@ from sostenuto.native.library import (
     AttentionOutputs,
     AttentionShape,
     any_library,
-    library,
 )
-
-
-def is_usable(*tensors: Tensor | None) -> bool:
-    """Say whether a compiled twin is in use and takes these tensors: float32 on a CPU."""
-    given = [t for t in tensors if t is not None]
-    return library() is not None and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in given)
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -243,4 +236,4 @@ def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 
 attention.register_autograd(_backward, setup_context=_setup)
 
-__all__ = ["attention", "attention_backward", "is_usable"]
+__all__ = ["attention", "attention_backward"]

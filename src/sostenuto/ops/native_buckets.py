@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sostenuto.native.library import BucketShape, any_library, library
-
-
-def is_usable(values: Tensor) -> bool:
-    """Say whether a compiled twin is in use and takes these values: float32 on a CPU."""
-    return library() is not None and values.dtype == torch.float32 and values.device.type == "cpu"
+from sostenuto.native.library import BucketShape, any_library
 
 
 def _shape(weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int, width: int) -> BucketShape:
@@ -79,4 +74,4 @@ def _backward(ctx: Any, d_table: Tensor) -> tuple[Tensor | None, ...]:
 
 bucket_sums.register_autograd(_backward, setup_context=_setup)
 
-__all__ = ["bucket_sums", "bucket_sums_backward", "is_usable"]
+__all__ = ["bucket_sums", "bucket_sums_backward"]

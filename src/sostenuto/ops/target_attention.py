@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from sostenuto.ops.native_attention import attention, is_usable
+from sostenuto.ops.backend import is_usable
+from sostenuto.ops.native_attention import attention
 
 Normalise = Literal["none", "softmax", "sqrt_length"]
 NORMALISERS: tuple[Normalise, ...] = ("none", "softmax", "sqrt_length")  # in the order of native/source/interface.h
