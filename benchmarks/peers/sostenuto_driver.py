@@ -126,10 +126,10 @@ def build(given: Given) -> Any:
         "wide": False,
         "bins": 0,
         "table_std": EMBEDDING_STD,
+        "gaps": False,
+        "products": False,
     }
-    if given.model == "din":
-        wanted |= {"gap_values": False}
-    else:
+    if given.model == "sdim":
         wanted |= {
             "num_hashes": given.signatures * given.hash_bits,
             "hash_bits": given.hash_bits,

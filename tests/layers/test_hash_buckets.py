@@ -13,7 +13,7 @@ DIM, WIDTH = 4, 5
 
 def layer(**changes):
     torch.manual_seed(0)
-    settings_ = {"num_hashes": 12, "hash_bits": 2, "half_life_days": (3.0, 30.0), **changes}
+    settings_ = {"num_hashes": 12, "hash_bits": 2, "half_life_days": (3.0, 30.0), "counted": True, **changes}
     return HashBuckets(DIM, [WIDTH], **settings_)
 
 
@@ -34,15 +34,17 @@ def drawn(pairs, seed):
 
 def encoded(buckets, case, part=None):
     if part is None:
-        return buckets.encode(case["vectors"], case["values"], case["offsets"], case["time_ms"])
+        part = torch.ones(len(case["values"]), dtype=torch.bool)
     row = row_index(case["offsets"])
     lengths = torch.bincount(row[part], minlength=len(case["offsets"]) - 1)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return buckets.encode(case["vectors"][part], case["values"][part], offsets, case["time_ms"][part])
+    place = torch.arange(len(part))[part]
+    return buckets.encode(buckets.hash(case["vectors"]), place, case["values"][part], offsets, case["time_ms"][part])
 
 
 def found(buckets, state, case):
-    return buckets.lookup(state, case["query"], row_index(case["query_offsets"]))
+    ids, offsets = buckets.hash(case["query"]), case["query_offsets"]
+    return buckets.lookup(state, ids, offsets), buckets.collisions(state, ids, row_index(offsets))
 
 
 @settings(max_examples=25)
@@ -147,7 +149,7 @@ def test_hyperplanes_travel_with_the_checkpoint():
     """Property 9: fixed for the life of the model."""
     first = layer()
     torch.manual_seed(1)
-    second = HashBuckets(DIM, [WIDTH], num_hashes=12, hash_bits=2, half_life_days=(3.0, 30.0))
+    second = HashBuckets(DIM, [WIDTH], num_hashes=12, hash_bits=2, half_life_days=(3.0, 30.0), counted=True)
     assert not torch.equal(first.planes, second.planes)
     second.load_state_dict(first.state_dict())
     case = drawn([(9, 3)], 3)

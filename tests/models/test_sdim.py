@@ -89,7 +89,7 @@ def test_old_behaviours_matter_through_the_buckets_only():
 
 def test_only_item_and_category_rows_are_hashed():
     """Candidates have no action, value or gap, so these may not decide about buckets; they travel in the values."""
-    ranker, batch = sdim(side_dim=4), make_batch(SPEC, [(7, 4)], 1)
+    ranker, batch = sdim(side_dim=4, collision_count=True), make_batch(SPEC, [(7, 4)], 1)
     history = batch.histories
     other = replace(history, action=(history.action + 1) % 4, value=torch.nan_to_num(history.value) + 3)
     with torch.no_grad():

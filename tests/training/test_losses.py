@@ -17,6 +17,7 @@ from sostenuto.training.losses import (
     positive_against_negatives,
     request_list_groups,
     shares,
+    shares_of,
 )
 
 
@@ -92,7 +93,7 @@ def test_cross_entropy_equals_its_definition(drawn: tuple[RequestBatch, Tensor],
     for logit, label, w, s in zip(logits.tolist(), batch.labels.tolist(), weight.tolist(), share.tolist(), strict=True):
         signed = logit if label else -logit
         expected += w * s * (math.log1p(math.exp(-abs(signed))) + max(-signed, 0.0))
-    loss = binary_cross_entropy(RankerOutput(logits=logits, sample_weight=weight), batch, weighting)  # type: ignore[arg-type]
+    loss = binary_cross_entropy(RankerOutput(logits=logits, sample_weight=weight), batch, shares(batch, weighting))  # type: ignore[arg-type]
     assert float(loss) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -108,7 +109,9 @@ def test_listwise_loss_equals_a_loop_over_positives_and_has_finite_gradients(
         terms += [math.log1p(sum(math.exp(s - p) for s in negatives)) for p in positives]
     expected = sum(terms) / len(terms) if terms else 0.0
     logits = logits.requires_grad_()
-    loss = positive_against_negatives(logits, batch.labels, *request_list_groups(batch))
+    share = shares_of(batch, weighting="candidate", listwise=1.0).listwise
+    assert share is not None
+    loss = (positive_against_negatives(logits, batch.labels, *request_list_groups(batch)) * share).sum()
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-4, abs=1e-5)
     loss.backward()
     assert logits.grad is not None
@@ -118,7 +121,7 @@ def test_listwise_loss_equals_a_loop_over_positives_and_has_finite_gradients(
 @pytest.mark.parametrize("size", [1e4, -1e4])
 def test_listwise_loss_stays_finite_for_huge_logits(size: float) -> None:
     logits = torch.tensor([size, 0.0, -size]).requires_grad_()
-    loss = positive_against_negatives(logits, torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 0, 0]), 1)
+    loss = positive_against_negatives(logits, torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 0, 0]), 1).sum()
     loss.backward()
     assert logits.grad is not None
     assert bool(loss.isfinite())
@@ -128,11 +131,15 @@ def test_listwise_loss_stays_finite_for_huge_logits(size: float) -> None:
 def test_auxiliary_losses_and_listwise_are_added_and_named() -> None:
     batch, logits = batch_of([2], [0, 0], [1, 0]), torch.tensor([0.3, -0.2])
     output = RankerOutput(logits=logits, aux_losses={"search": torch.tensor(0.5)})
-    loss = loss_of(objective_named("bce"), output, batch, weighting="candidate", listwise=2.0)
+    share = shares_of(batch, weighting="candidate", listwise=2.0)
+    loss = loss_of(objective_named("bce"), output, batch, share)
     assert list(loss.parts) == ["main", "listwise", "aux.search"]
     assert float(loss.total) == pytest.approx(sum(float(part) for part in loss.parts.values()))
     assert float(loss.parts["listwise"]) == pytest.approx(2 * math.log1p(math.exp(-0.5)), rel=1e-5)
-    bare = loss_of(objective_named("bce"), RankerOutput(logits=logits), batch, weighting="candidate", listwise=0.0)
+    half = loss_of(objective_named("bce"), output, batch, share, aux_share=0.5)
+    assert float(half.parts["aux.search"]) == 0.25
+    share = shares_of(batch, weighting="candidate", listwise=0.0)
+    bare = loss_of(objective_named("bce"), RankerOutput(logits=logits), batch, share)
     assert list(bare.parts) == ["main"]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sostenuto.evaluation.terms import Array
+from sostenuto.features.batch_parts import batch_parts
 from sostenuto.schema.errors import DataError, RunError
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def predict(
     *,
     item_counts: Array | None = None,
     device: torch.device | str = "cpu",
+    max_events: int = 1 << 17,
 ) -> Predictions:
     """Score every batch with `ranker`, in evaluation mode and without gradients.
 
@@ -158,6 +160,7 @@ def predict(
         item_counts: (num_items,) occurrences in training time, see `training_counts`; without it every item counts as
                      seen once.
         device:      where batches are moved before scoring.
+        max_events:  behaviours of one pass through the ranker; larger batches take several.
     """
     import torch
 
@@ -169,10 +172,11 @@ def predict(
     try:
         with torch.inference_mode():
             for batch in batches:
-                there = batch.to(device)
-                output = ranker.score(ranker.encode(there.histories), there.candidates, there.context)
-                logits = output.logits.float().cpu().numpy()
-                parts.append(_of_batch(batch, logits, item_counts))
+                for part in batch_parts(batch, max_events):
+                    there = part.batch.to(device)
+                    output = ranker.score(ranker.encode(there.histories), there.candidates, there.context)
+                    logits = output.logits.float().cpu().numpy()
+                    parts.append(_of_batch(part.batch, logits, item_counts))
     finally:
         if was_training:
             module.train()

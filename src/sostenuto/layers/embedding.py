@@ -151,6 +151,7 @@ class ItemEmbedding(nn.Module):
         self.register_buffer("vectors", torch.zeros(rows, width))
         self.register_buffer("past_vectors", torch.zeros(0, rows, width), persistent=False)  # training only
         self.register_buffer("past_starts_ms", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.num_items = features.num_items
         self.num_item_rows = max(features.num_item_rows, UNKNOWN + 1)
         self.id_dropout = id_dropout
         self.item = Table(self.num_item_rows, item_dim, std=std) if item_dim else None
@@ -172,6 +173,11 @@ class ItemEmbedding(nn.Module):
         self.vectors.copy_(vectors.last)
         self.past_vectors = vectors.past.to(self.vectors.device)
         self.past_starts_ms = vectors.starts_ms.to(self.vectors.device)
+
+    @property
+    def num_versions(self) -> int:
+        """Versions of the fixed vectors that `version_at` may name."""
+        return len(self.past_starts_ms)
 
     def version_at(self, newest_ms: Tensor) -> Tensor | None:
         """Return the (B,) version that histories with these newest behaviours may see; None stands for the last.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sostenuto.layers.embedding import DEFAULT_STD, FieldEncoder, ItemEmbedding, Table
 from sostenuto.layers.initialise import xavier_linear
 from sostenuto.ops.jagged import Taken, interleave_rows, newest_moments, row_index
+from sostenuto.ops.table_rows import distinct_values, spread_rows
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES, gap_features
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Context, History
@@ -21,7 +22,7 @@ class EncodedHistory:
 
     offsets: Tensor  # (B + 1,) int64
     key: Tensor  # (N, D) item vectors, the space that candidates live in
-    side: Tensor  # (N, H) what action, value and event fields add to the activation unit
+    side: Tensor | None  # (N, H) what action, value and event fields add to the activation unit; None without any
     time_ms: Tensor  # (N,) int64
     place: Tensor  # (N,) int64
 
@@ -35,7 +36,7 @@ class EncodedHistory:
         return EncodedHistory(
             offsets=taken.offsets,
             key=self.key[taken.positions],
-            side=self.side[taken.positions],
+            side=None if self.side is None else self.side[taken.positions],
             time_ms=self.time_ms[taken.positions],
             place=self.place[taken.positions],
         )
@@ -56,10 +57,18 @@ class EncodedHistory:
         return EncodedHistory(
             offsets=offsets,
             key=join(self.key, later.key),
-            side=join(self.side, later.side),
+            side=None if self.side is None or later.side is None else join(self.side, later.side),
             time_ms=join(self.time_ms, later.time_ms),
             place=join(self.place, later.place),
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistinctItems:
+    """The distinct items of a batch of histories: what depends on the item alone is made once for each."""
+
+    key: Tensor  # (U, D) item vectors
+    place: Tensor  # (N,) int64 in [0, U): which of them a behaviour is of
 
 
 class HistoryEncoder(nn.Module):
@@ -75,10 +84,18 @@ class HistoryEncoder(nn.Module):
         hidden: H, width of the additive term.
         field_dim: width per categorical event field.
         std: standard deviation of the initial rows.
+        gaps: also tell the unit how long before the request a behaviour was, and whether at the same place.
     """
 
     def __init__(
-        self, features: FeatureSpec, items: ItemEmbedding, *, hidden: int, field_dim: int, std: float = DEFAULT_STD
+        self,
+        features: FeatureSpec,
+        items: ItemEmbedding,
+        *,
+        hidden: int,
+        field_dim: int,
+        std: float = DEFAULT_STD,
+        gaps: bool = True,
     ) -> None:
         super().__init__()
         self.items = items
@@ -88,18 +105,32 @@ class HistoryEncoder(nn.Module):
         self.fields = FieldEncoder(features.behaviour_fields, field_dim, std=std)
         self.side_dim = self.fields.out_dim + (field_dim if self.action is not None else 0) + 2 * self.has_value
         self.from_side = xavier_linear(self.side_dim, hidden, bias=False) if self.side_dim else None
-        self.from_request = xavier_linear(NUM_GAP_FEATURES + 1, hidden, bias=False)
-        self.hidden = hidden
+        self.from_request = xavier_linear(NUM_GAP_FEATURES + 1, hidden, bias=False) if gaps else None
 
-    def forward(self, histories: History) -> EncodedHistory:
-        """Encode a batch of histories."""
+    def distinct(self, histories: History) -> DistinctItems:
+        """Embed every distinct item of a batch once, at every version of the fixed vectors that its rows see."""
         version = self.items.version_of_behaviours(histories.offsets, histories.time_ms)
-        key = self.items(histories.item, histories.category, histories.fields, version)
-        side = key.new_zeros(key.shape[0], self.hidden)
-        if self.from_side is not None:
-            side = self.from_side(self.side_features(histories))
+        versions = 1 if version is None else self.items.num_versions
+        item = histories.item if version is None else version * self.items.num_items + histories.item
+        found = distinct_values(item, versions * self.items.num_items)
+        first = found.first
+        key = self.items(
+            histories.item[first],
+            histories.category[first],
+            {field.name: histories.fields[field.name][first] for field in self.items.fields.fields},
+            None if version is None else version[first],
+        )
+        return DistinctItems(key=key, place=found.place)
+
+    def forward(self, histories: History, distinct: DistinctItems | None = None) -> EncodedHistory:
+        """Encode a batch of histories, whose distinct items may be at hand already."""
+        items = distinct or self.distinct(histories)
         return EncodedHistory(
-            offsets=histories.offsets, key=key, side=side, time_ms=histories.time_ms, place=histories.place
+            offsets=histories.offsets,
+            key=spread_rows(items.key, items.place),
+            side=None if self.from_side is None else self.from_side(self.side_features(histories)),
+            time_ms=histories.time_ms,
+            place=histories.place,
         )
 
     def side_features(self, histories: History) -> Tensor:
@@ -116,11 +147,20 @@ class HistoryEncoder(nn.Module):
             parts.append(self.fields(histories.fields, histories.item.shape[0]))
         return torch.cat(parts, 1)
 
-    def request_features(self, state: EncodedHistory, context: Context) -> Tensor:
-        """Return (N, NUM_GAP_FEATURES + 1): gap to the request, rhythms, same (known) place."""
+    def at_request(self, state: EncodedHistory, context: Context) -> tuple[Tensor | None, Tensor | None]:
+        """Return what the request adds.
+
+        Returns:
+            (N, H) the behaviour's whole part of the hidden layer, None without any; and (N, NUM_GAP_FEATURES + 1) the
+            gap to the request, rhythms and same (known) place, None where gaps are left out.
+        """
+        if self.from_request is None:
+            return state.side, None
         row = row_index(state.offsets)
         same = (state.place == context.place[row]) & (state.place > 0)
-        return torch.cat([gap_features(context.time_ms[row] - state.time_ms), same.float()[:, None]], 1)
+        gaps = torch.cat([gap_features(context.time_ms[row] - state.time_ms), same.float()[:, None]], 1)
+        hidden = self.from_request(gaps)
+        return hidden if state.side is None else state.side + hidden, gaps
 
 
-__all__ = ["EncodedHistory", "HistoryEncoder"]
+__all__ = ["DistinctItems", "EncodedHistory", "HistoryEncoder"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sostenuto.ops.bucket_sum import bucket_mean, direction, weighted_bucket_sum
+from sostenuto.ops.bucket_sum import bucket_interest, bucket_mean, weighted_bucket_sum
 from sostenuto.ops.jagged import newest_time, offsets_to_lengths, row_index
 from sostenuto.ops.simhash import bucket_ids, random_hyperplanes
 
@@ -21,7 +21,7 @@ class Buckets:
     """Bucket sums of B users; a value, never changed in place. Its size does not depend on the history's length."""
 
     sums: Tensor  # (B, G, K, 1 + S, V) float64: plain, then one per half-life, decayed to `reference_ms`
-    counts: Tensor  # (B, G, K) float64 behaviours in each bucket
+    counts: Tensor | None  # (B, G, K) float64 behaviours in each bucket, where they are asked for
     reference_ms: Tensor  # (B,) int64 time of the newest behaviour; 0 for an empty history
     lengths: Tensor  # (B,) int64 behaviours in all
 
@@ -41,6 +41,7 @@ class HashBuckets(nn.Module):
         hash_bits: tau, bits per signature; G = m / tau signatures.
         half_life_days: of the decayed sets.
         normalise: divide by |u_g|; without it the result is the mean of the sums.
+        counted: also count the behaviours in every bucket, for `collisions`.
     """
 
     planes: Tensor
@@ -55,31 +56,37 @@ class HashBuckets(nn.Module):
         hash_bits: int,
         half_life_days: Sequence[float] = (),
         normalise: bool = True,
+        counted: bool = False,
     ) -> None:
         super().__init__()
-        self.parts = list(parts)
-        self.normalise = normalise
+        self.parts = list(parts) if normalise else []
+        self.counted = counted
         self.buckets = 2**hash_bits
         self.num_sets = 1 + len(half_life_days)
         self.register_buffer("planes", random_hyperplanes(dim, num_hashes // hash_bits, hash_bits))
         rates = [0.0, *(math.log(2.0) / (days * DAY_MS) for days in half_life_days)]
         self.register_buffer("rates", torch.tensor(rates, dtype=torch.float64), persistent=False)
 
-    def encode(self, vectors: Tensor, values: Tensor, offsets: Tensor, time_ms: Tensor) -> Buckets:
-        """Hash (N, dim) vectors and sum (N, V) values by bucket."""
+    def hash(self, vectors: Tensor) -> Tensor:
+        """Return the (N, G) int32 buckets of (N, dim) vectors; no gradient flows back to them."""
+        return bucket_ids(vectors, self.planes)
+
+    def encode(self, ids: Tensor, place: Tensor, values: Tensor, offsets: Tensor, time_ms: Tensor) -> Buckets:
+        """Sum (N, V) values by bucket; behaviour n is in the (G,) buckets ids[place[n]]."""
         lengths = offsets_to_lengths(offsets)
         row = row_index(offsets)
         reference = newest_time(offsets, time_ms)
-        age = reference[row] - time_ms
-        weights = torch.exp(-age.double()[:, None] * self.rates)
-        ids = bucket_ids(vectors, self.planes)
-        sums = weighted_bucket_sum(values, weights, ids, offsets, self.buckets)
-        groups = ids.shape[1]
-        places = (row[:, None] * groups + torch.arange(groups, device=ids.device)) * self.buckets + ids
-        counts = torch.bincount(places.flatten(), minlength=len(lengths) * groups * self.buckets).double()
+        weights = torch.exp((time_ms - reference[row]).double()[:, None] * self.rates)
+        counts = None
+        if self.counted:
+            groups = ids.shape[1]
+            columns = torch.arange(groups, device=ids.device)
+            places = (row[:, None] * groups + columns) * self.buckets + ids[place]
+            counts = torch.bincount(places.flatten(), minlength=len(lengths) * groups * self.buckets).double()
+            counts = counts.view(len(lengths), groups, self.buckets)
         return Buckets(
-            sums=sums,
-            counts=counts.view(len(lengths), groups, self.buckets),
+            sums=weighted_bucket_sum(values, weights, ids, place, offsets, self.buckets),
+            counts=counts,
             reference_ms=reference,
             lengths=lengths,
         )
@@ -90,29 +97,19 @@ class HashBuckets(nn.Module):
         fade = torch.exp(-(reference - state.reference_ms).double()[:, None] * self.rates)
         return Buckets(
             sums=state.sums * fade[:, None, None, :, None] + later.sums,
-            counts=state.counts + later.counts,
+            counts=None if state.counts is None or later.counts is None else state.counts + later.counts,
             reference_ms=reference,
             lengths=state.lengths + later.lengths,
         )
 
-    def lookup(self, state: Buckets, vectors: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the interest of each candidate.
+    def lookup(self, state: Buckets, ids: Tensor, offsets: Tensor) -> Tensor:
+        """Return (Nc, 1 + S, V) float32 interests of candidates in (Nc, G) buckets, whose rows start at `offsets`."""
+        return bucket_interest(state.sums, ids, offsets, self.parts)
 
-        Args:
-            state: the buckets.
-            vectors: (Nc, dim); no gradient flows back to them.
-            row: (Nc,) int64 row of each candidate.
-
-        Returns:
-            interest (Nc, 1 + S, V) float32, and count (Nc, 1): the mean number of behaviours in its buckets.
-        """
-        ids = bucket_ids(vectors, self.planes)
-        sums = state.sums
-        if self.normalise:
-            sums = torch.cat([direction(part) for part in torch.split(sums, self.parts, -1)], -1)
-        found = bucket_mean(sums.flatten(3).float(), ids, row)
-        count = bucket_mean(state.counts[..., None].float(), ids, row)
-        return found.view(ids.shape[0], self.num_sets, sums.shape[-1]), count
+    def collisions(self, state: Buckets, ids: Tensor, row: Tensor) -> Tensor:
+        """Return (Nc, 1): the mean number of behaviours in the buckets of candidates at the (Nc,) rows."""
+        assert state.counts is not None, "HashBuckets was made without `counted`"
+        return bucket_mean(state.counts[..., None].float(), ids, row)
 
 
 __all__ = ["Buckets", "HashBuckets"]

@@ -40,7 +40,9 @@ class DINConfig:
     attention_units: tuple[int, ...] = (32,)  # hidden widths of the activation unit; one is the fast path
     attention_activation: Literal["relu", "prelu"] = "prelu"
     normalise: Normalise = "softmax"  # of the weighted sum: none (paper), softmax (its code), sqrt_length (ours)
+    gaps: bool = True  # the time from a behaviour to the request enters the activation unit. Ours
     gap_values: bool = True  # also sum gap features, weighted: when the relevant behaviours happened. Ours
+    products: bool = True  # tower also reads target x mean, target x interest and the sum of the weights. Ours
     tower_units: tuple[int, ...] = (128, 64)
     tower_activation: Activation = "prelu"
     dropout: float = 0.1  # after each tower layer
@@ -82,7 +84,7 @@ class DIN(nn.Module):
         )
         dim, hidden = items.out_dim, config.attention_units[0]
         self.histories = HistoryEncoder(
-            features, items, hidden=hidden, field_dim=config.field_dim, std=config.table_std
+            features, items, hidden=hidden, field_dim=config.field_dim, std=config.table_std, gaps=config.gaps
         )
         self.attention = TargetAttention(
             dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
@@ -90,10 +92,11 @@ class DIN(nn.Module):
         self.requests = RequestFeatures(
             features, items, field_dim=config.field_dim, std=config.field_std, bins=config.bins
         )
-        interest_dim = dim + 1 + (NUM_GAP_FEATURES + 1 if config.gap_values else 0)
+        gap_dim = NUM_GAP_FEATURES + 1 if config.gaps and config.gap_values else 0
+        products_dim = 2 * dim + 1 if config.products else 0
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.tower = Tower(
-            3 * dim + interest_dim + self.requests.out_dim,
+            2 * dim + products_dim + gap_dim + self.requests.out_dim,
             config.tower_units,
             activation=config.tower_activation,
             dropout=config.dropout,
@@ -124,14 +127,19 @@ class DIN(nn.Module):
         past = state.history
         version = self.requests.version(self.histories.items, state.taste, candidates.row)
         target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
-        at_request = self.histories.request_features(past, context)
-        side = past.side + self.histories.from_request(at_request)
-        ones = torch.ones(past.key.shape[0], 1, device=target.device)
-        value = [past.key, ones, at_request] if self.config.gap_values else [past.key, ones]
-        interest = self.attention(target, candidates.offsets, past.key, past.offsets, torch.cat(value, 1), side)
-        mean = segment_mean(past.key, past.offsets, exact=True)[candidates.row]
-        interest_in_item = interest[:, : target.shape[1]]
-        pooled = self.embedding_dropout(torch.cat([target, target * mean, target * interest_in_item], 1))
+        hidden, gaps = self.histories.at_request(past, context)
+        value = [past.key]
+        if self.config.products:
+            value.append(torch.ones(past.key.shape[0], 1, device=target.device))
+        if gaps is not None and self.config.gap_values:
+            value.append(gaps)
+        summed = torch.cat(value, 1) if len(value) > 1 else past.key
+        interest = self.attention(target, candidates.offsets, past.key, past.offsets, summed, hidden)
+        pooled = target
+        if self.config.products:
+            mean = segment_mean(past.key, past.offsets, exact=True)[candidates.row]
+            pooled = torch.cat([target, target * mean, target * interest[:, : target.shape[1]]], 1)
+        pooled = self.embedding_dropout(pooled)
         numbers = self.requests(self.histories.items, state.taste, candidates, context)
         logits: Tensor = self.tower(torch.cat([pooled, interest, numbers], 1)).squeeze(1)
         if self.wide is not None:

@@ -50,6 +50,9 @@ class SDIMConfig:
     attention_units: tuple[int, ...] = (32,)  # of the short branch
     attention_activation: Literal["relu", "prelu"] = "prelu"
     normalise: Normalise = "softmax"  # of the short branch's weighted sum
+    gaps: bool = True  # the time from a behaviour to the request enters the short branch, and is summed there. Ours
+    products: bool = True  # tower also reads target x short interest, its agreement with the long ones, and the sum
+    # of the short branch's weights. Ours
     tower_units: tuple[int, ...] = (128, 64)
     tower_activation: Activation = "prelu"
     dropout: float = 0.1  # after each tower layer
@@ -101,7 +104,7 @@ class SDIM(nn.Module):
         if not items.identity_dim:
             raise SpecError("SDIM hashes item and category rows, but item_dim is 0 and the data have no category")
         dim, hidden = items.out_dim, config.attention_units[0]
-        self.histories = HistoryEncoder(features, items, hidden=hidden, field_dim=config.field_dim)
+        self.histories = HistoryEncoder(features, items, hidden=hidden, field_dim=config.field_dim, gaps=config.gaps)
         side_dim = config.side_dim if self.histories.side_dim else 0
         self.long_side = xavier_linear(self.histories.side_dim, side_dim, bias=False) if side_dim else None
         self.long = HashBuckets(
@@ -111,6 +114,7 @@ class SDIM(nn.Module):
             hash_bits=config.hash_bits,
             half_life_days=config.half_life_days,
             normalise=config.normalise_buckets,
+            counted=config.collision_count,
         )
         self.short = TargetAttention(
             dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
@@ -120,10 +124,12 @@ class SDIM(nn.Module):
         )
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         num_sets = self.long.num_sets
+        short_dim = dim + config.products + (NUM_GAP_FEATURES + 1 if config.gaps else 0)
         self.tower = Tower(
-            2 * dim  # target, and its product with the short interest
-            + (dim + 1 + NUM_GAP_FEATURES + 1)  # short interest
-            + num_sets * (dim + side_dim + 1)  # long interests and how well the target agrees with each
+            dim  # target
+            + short_dim
+            + num_sets * (dim + side_dim)  # long interests
+            + (dim + num_sets if config.products else 0)
             + config.collision_count
             + self.requests.out_dim,
             config.tower_units,
@@ -139,13 +145,15 @@ class SDIM(nn.Module):
 
     def encode(self, histories: History) -> SDIMState:
         """Embed and hash the behaviours, and sum them by bucket (the paper's behaviour sequence encoding)."""
-        encoded = self.histories(histories)
+        distinct = self.histories.distinct(histories)
+        encoded = self.histories(histories, distinct)
         values = encoded.key
         if self.long_side is not None:
             values = torch.cat([values, self.long_side(self.histories.side_features(histories))], 1)
+        hashed = self.long.hash(self._hashed(distinct.key))
         return SDIMState(
             recent=encoded.newest(self.config.short_recent),
-            long=self.long.encode(self._hashed(encoded.key), values, encoded.offsets, encoded.time_ms),
+            long=self.long.encode(hashed, distinct.place, values, encoded.offsets, encoded.time_ms),
             taste=self.requests.encode(self.histories.items, histories),
         )
 
@@ -163,17 +171,23 @@ class SDIM(nn.Module):
         version = self.requests.version(self.histories.items, state.taste, candidates.row)
         target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
         recent, dim = state.recent, target.shape[1]
-        at_request = self.histories.request_features(recent, context)
-        side = recent.side + self.histories.from_request(at_request)
-        ones = torch.ones(recent.key.shape[0], 1, device=target.device)
-        value = torch.cat([recent.key, ones, at_request], 1)
-        short = self.short(target, candidates.offsets, recent.key, recent.offsets, value, side)
-        long, count = self.long.lookup(state.long, self._hashed(target), candidates.row)
-        agreement = (long[:, :, :dim] * direction(target)[:, None, :]).sum(2)
-        pooled = self.embedding_dropout(torch.cat([target, target * short[:, :dim], long.flatten(1)], 1))
-        parts = [pooled, agreement, short]
+        hidden, gaps = self.histories.at_request(recent, context)
+        value = [recent.key]
+        if self.config.products:
+            value.append(torch.ones(recent.key.shape[0], 1, device=target.device))
+        if gaps is not None:
+            value.append(gaps)
+        summed = torch.cat(value, 1) if len(value) > 1 else recent.key
+        short = self.short(target, candidates.offsets, recent.key, recent.offsets, summed, hidden)
+        hashed = self.long.hash(self._hashed(target))
+        long = self.long.lookup(state.long, hashed, candidates.offsets)
+        if self.config.products:
+            pooled = torch.cat([target, target * short[:, :dim], long.flatten(1)], 1)
+            parts = [self.embedding_dropout(pooled), (long[:, :, :dim] * direction(target)[:, None, :]).sum(2), short]
+        else:
+            parts = [self.embedding_dropout(torch.cat([target, long.flatten(1)], 1)), short]
         if self.config.collision_count:
-            parts.append(torch.log1p(count))
+            parts.append(torch.log1p(self.long.collisions(state.long, hashed, candidates.row)))
         numbers = self.requests(self.histories.items, state.taste, candidates, context)
         logits: Tensor = self.tower(torch.cat([*parts, numbers], 1)).squeeze(1)
         if self.wide is not None:

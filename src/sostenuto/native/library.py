@@ -16,7 +16,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-VERSION = 3  # of the C interface; a library of another version is not used
+VERSION = 4  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/attention.cpp
 _P, _I = ctypes.c_void_p, ctypes.c_int64
@@ -88,6 +88,21 @@ class BucketShape(ctypes.Structure):
     ]
 
 
+class InterestShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("rows", "groups", "buckets", "sets", "width", "parts", "threads")),
+        *((name, _P) for name in ("offsets", "part_ends")),
+    ]
+
+
+class HashShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [(name, _I) for name in ("rows", "dim", "groups", "bits", "threads")]
+
+
 class RowsShape(ctypes.Structure):
     """As in source/interface.h."""
 
@@ -97,8 +112,11 @@ class RowsShape(ctypes.Structure):
 _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_attention_forward": 3,
     "sostenuto_attention_backward": 3,
-    "sostenuto_bucket_sums": 5,
-    "sostenuto_bucket_sums_backward": 5,
+    "sostenuto_bucket_sums": 6,
+    "sostenuto_bucket_sums_backward": 6,
+    "sostenuto_interests": 4,
+    "sostenuto_interests_backward": 5,
+    "sostenuto_hash_rows": 4,
     "sostenuto_gather_rows": 4,
     "sostenuto_distinct_rows": 4,
     "sostenuto_sum_rows": 4,
@@ -209,6 +227,8 @@ __all__ = [
     "AttentionOutputs",
     "AttentionShape",
     "BucketShape",
+    "HashShape",
+    "InterestShape",
     "Library",
     "NoLibrary",
     "RowsShape",

@@ -5,7 +5,7 @@ Letters: B rows, N behaviours (flat), Nc candidates, G signatures, K = 2 ** tau 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sostenuto.native.library import library
 from sostenuto.ops.backend import is_usable
-from sostenuto.ops.native_buckets import bucket_sums
+from sostenuto.ops.jagged import row_index
+from sostenuto.ops.native_buckets import bucket_sums, interests
 
 # Behaviours handled at once: bounds the (rows, G K) indicator matrix.
 ROW_BLOCK = 4096
@@ -70,13 +72,16 @@ def bucket_sum(values: Tensor, ids: Tensor, offsets: Tensor, buckets: int) -> Te
     return table
 
 
-def weighted_bucket_sum(values: Tensor, weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int) -> Tensor:
+def weighted_bucket_sum(
+    values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int
+) -> Tensor:
     """Sum the values of every row by bucket, once for each set of weights, in float64.
 
     Args:
         values: (N, V) float32 or float64.
         weights: (N, S) float64; no gradient flows back to them.
-        ids: (N, G) int64 bucket of each behaviour in every signature.
+        ids: (U, G) int32 bucket of each distinct behaviour in every signature.
+        place: (N,) int64 which of them a behaviour is.
         offsets: (B + 1,) row starts.
         buckets: K.
 
@@ -84,11 +89,38 @@ def weighted_bucket_sum(values: Tensor, weights: Tensor, ids: Tensor, offsets: T
         (B, G, K, S, V) float64.
     """
     if is_usable(values):
-        found: Tensor = bucket_sums(values, weights, ids, offsets, buckets)
+        found: Tensor = bucket_sums(values, weights, ids, place, offsets, buckets)
         return found
     weighted = weights[:, :, None] * values.double()[:, None, :]
-    table = bucket_sum(weighted.flatten(1), ids, offsets, buckets)
+    table = bucket_sum(weighted.flatten(1), ids[place].long(), offsets, buckets)
     return table.view(*table.shape[:3], weights.shape[1], values.shape[1])
+
+
+def bucket_interest(table: Tensor, ids: Tensor, offsets: Tensor, parts: Sequence[int]) -> Tensor:
+    """Average over signatures the direction of what a candidate finds in its buckets (SDIM, section 3.2).
+
+    Args:
+        table: (B, G, K, S, V) float64 bucket sums.
+        ids: (Nc, G) int32 bucket of each candidate.
+        offsets: (B + 1,) row starts of the candidates.
+        parts: widths of the slices of V that are brought to length 1 each; empty: the sums are averaged as they are.
+
+    Returns:
+        (Nc, S, V) float32; what is found in an empty bucket is zero.
+    """
+    if library() is not None and table.device.type == "cpu":
+        found: Tensor = interests(table, ids, offsets, list(parts))
+        return found
+
+    def pointed(sums: Tensor) -> Tensor:
+        return torch.cat([direction(part) for part in torch.split(sums, list(parts), -1)], -1) if parts else sums
+
+    rows, groups, buckets = table.shape[:3]
+    row = row_index(offsets)
+    if ids.shape[0] < rows * buckets:  # fewer lookups than buckets: only what is asked for is brought to length 1
+        columns = torch.arange(groups, device=ids.device)
+        return pointed(table[row[:, None], columns, ids.long()]).mean(1).float()
+    return bucket_mean(pointed(table).flatten(3), ids, row).view(-1, *table.shape[3:]).float()
 
 
 def bucket_mean(table: Tensor, ids: Tensor, row: Tensor) -> Tensor:
@@ -96,7 +128,7 @@ def bucket_mean(table: Tensor, ids: Tensor, row: Tensor) -> Tensor:
 
     Args:
         table: (B, G, K, V).
-        ids: (Nc, G) int64 bucket of each candidate.
+        ids: (Nc, G) bucket of each candidate.
         row: (Nc,) int64 row of each candidate.
 
     Returns:
@@ -121,4 +153,4 @@ def direction(vectors: Tensor) -> Tensor:
     return torch.where(real, scaled / length, 0.0)
 
 
-__all__ = ["bucket_mean", "bucket_sum", "direction", "weighted_bucket_sum"]
+__all__ = ["bucket_interest", "bucket_mean", "bucket_sum", "direction", "weighted_bucket_sum"]

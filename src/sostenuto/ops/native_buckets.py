@@ -1,17 +1,57 @@
-"""The compiled twin of `weighted_bucket_sum`, as a torch operator; the definition is the plain form in `bucket_sum`."""
+"""Compiled twins of hashing, bucket sums and bucket interests, as torch operators.
+
+The definitions are the plain forms in `simhash` and `bucket_sum`.
+"""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sostenuto.native.library import BucketShape, any_library
+from sostenuto.native.library import BucketShape, HashShape, InterestShape, any_library
 
 
-def _shape(weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int, width: int) -> BucketShape:
+def _call(name: str, shape: ctypes.Structure, *tensors: Tensor) -> None:
+    getattr(any_library().handle, f"sostenuto_{name}")(ctypes.byref(shape), *(t.data_ptr() for t in tensors))
+
+
+def _checked_offsets(offsets: Tensor, rows: int) -> Tensor:
+    offsets = offsets.contiguous()
+    if int(offsets[0]) != 0 or int(offsets[-1]) != rows or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"offsets must rise from 0 to {rows}, got {offsets.tolist()[:5]}...; make them with cumsum")
+    return offsets
+
+
+def _checked(name: str, values: Tensor, limit: int) -> Tensor:
+    """Refuse what would reach beyond an array."""
+    if values.numel():
+        low, high = (int(v) for v in values.aminmax())
+        if low < 0 or high >= limit:
+            raise ValueError(f"{name} must be in [0, {limit}), got {low} to {high}; hash them anew")
+    return values.contiguous()
+
+
+@torch.library.custom_op("sostenuto::hash_rows", mutates_args=())
+def hash_rows(vectors: Tensor, planes: Tensor) -> Tensor:
+    """Return (N, G) int32 bucket ids of (N, D) float32 vectors by (D, G, tau) planes."""
+    vectors = vectors.contiguous()
+    dim, groups, bits = planes.shape
+    ids = vectors.new_empty(vectors.shape[0], groups, dtype=torch.int32)
+    shape = HashShape(rows=vectors.shape[0], dim=dim, groups=groups, bits=bits, threads=torch.get_num_threads())
+    _call("hash_rows", shape, vectors, planes.double().contiguous(), ids)
+    return ids
+
+
+@hash_rows.register_fake
+def _(vectors: Tensor, planes: Tensor) -> Tensor:
+    return vectors.new_empty(vectors.shape[0], planes.shape[1], dtype=torch.int32)
+
+
+def _bucket_shape(weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int, width: int) -> BucketShape:
     return BucketShape(
         rows=offsets.shape[0] - 1,
         groups=ids.shape[1],
@@ -23,55 +63,134 @@ def _shape(weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int, width: i
     )
 
 
-def _call(name: str, shape: BucketShape, *tensors: Tensor) -> None:
-    getattr(any_library().handle, name)(ctypes.byref(shape), *(t.data_ptr() for t in tensors))
-
-
 @torch.library.custom_op("sostenuto::bucket_sums", mutates_args=())
-def bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int) -> Tensor:
-    """Return (B, G, K, S, V) float64 for (N, V) float32 values, (N, S) float64 weights and (N, G) ids in [0, K)."""
-    rows = values.shape[0]
-    offsets = offsets.contiguous()
-    if int(offsets[0]) != 0 or int(offsets[-1]) != rows or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must rise from 0 to {rows}, got {offsets.tolist()[:5]}...; make them with cumsum")
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < buckets:
-        raise ValueError(f"ids must be in [0, {buckets}), got {int(ids.min())} to {int(ids.max())}; hash them anew")
-    shape = _shape(weights, ids, offsets, buckets, values.shape[1])
+def bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int) -> Tensor:
+    """Return (B, G, K, S, V) float64 sums.
+
+    Args:
+        values: (N, V) float32.
+        weights: (N, S) float64.
+        ids: (U, G) int32 in [0, K).
+        place: (N,) int64 in [0, U).
+        offsets: (B + 1,).
+        buckets: K.
+    """
+    offsets = _checked_offsets(offsets, values.shape[0])
+    ids, place = _checked("ids", ids, buckets), _checked("place", place, ids.shape[0])
+    shape = _bucket_shape(weights, ids, offsets, buckets, values.shape[1])
     table = weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
-    _call("sostenuto_bucket_sums", shape, values.contiguous(), weights.contiguous(), ids.contiguous(), table)
+    _call("bucket_sums", shape, values.contiguous(), weights.contiguous(), place, ids, table)
     return table
 
 
 @bucket_sums.register_fake
-def _(values: Tensor, weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int) -> Tensor:
+def _(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int) -> Tensor:
     return weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
 
 
 @torch.library.custom_op("sostenuto::bucket_sums_backward", mutates_args=())
-def bucket_sums_backward(d_table: Tensor, weights: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+def bucket_sums_backward(d_table: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor) -> Tensor:
     """Return the (N, V) float32 gradient of the values."""
     offsets, width = offsets.contiguous(), d_table.shape[-1]
-    d_values = d_table.new_empty(ids.shape[0], width, dtype=torch.float32)
-    shape = _shape(weights, ids, offsets, d_table.shape[2], width)
+    d_values = d_table.new_empty(place.shape[0], width, dtype=torch.float32)
+    shape = _bucket_shape(weights, ids, offsets, d_table.shape[2], width)
     upstream = d_table.contiguous()
-    _call("sostenuto_bucket_sums_backward", shape, weights.contiguous(), ids.contiguous(), upstream, d_values)
+    _call(
+        "bucket_sums_backward",
+        shape,
+        weights.contiguous(),
+        place.contiguous(),
+        ids.contiguous(),
+        upstream,
+        d_values,
+    )
     return d_values
 
 
 @bucket_sums_backward.register_fake
-def _(d_table: Tensor, weights: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-    return d_table.new_empty(ids.shape[0], d_table.shape[-1], dtype=torch.float32)
+def _(d_table: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor) -> Tensor:
+    return d_table.new_empty(place.shape[0], d_table.shape[-1], dtype=torch.float32)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, weights, ids, offsets, _ = inputs
-    ctx.save_for_backward(weights, ids, offsets)
+def _setup_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, weights, ids, place, offsets, _ = inputs
+    ctx.save_for_backward(weights, ids, place, offsets)
 
 
-def _backward(ctx: Any, d_table: Tensor) -> tuple[Tensor | None, ...]:
-    return bucket_sums_backward(d_table, *ctx.saved_tensors), None, None, None, None
+def _sums_backward(ctx: Any, d_table: Tensor) -> tuple[Tensor | None, ...]:
+    return bucket_sums_backward(d_table, *ctx.saved_tensors), None, None, None, None, None
 
 
-bucket_sums.register_autograd(_backward, setup_context=_setup)
+bucket_sums.register_autograd(_sums_backward, setup_context=_setup_sums)
 
-__all__ = ["bucket_sums", "bucket_sums_backward"]
+
+def _interest_shape(table: Tensor, offsets: Tensor, ends: Tensor) -> InterestShape:
+    rows, groups, buckets, sets, width = table.shape
+    return InterestShape(
+        rows=rows,
+        groups=groups,
+        buckets=buckets,
+        sets=sets,
+        width=width,
+        parts=ends.shape[0],
+        threads=torch.get_num_threads(),
+        offsets=offsets.data_ptr(),
+        part_ends=ends.data_ptr(),
+    )
+
+
+def _ends(parts: Sequence[int], width: int) -> Tensor:
+    if parts and sum(parts) != width:
+        raise ValueError(f"parts must add up to the width {width}, got {list(parts)}; give the widths of all parts")
+    return torch.tensor(parts, dtype=torch.int64).cumsum(0)
+
+
+@torch.library.custom_op("sostenuto::interests", mutates_args=())
+def interests(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
+    """Return (Nc, S, V) float32: what (Nc, G) int32 ids find in a (B, G, K, S, V) float64 table, averaged over G.
+
+    Args:
+        table: bucket sums.
+        ids: bucket of every candidate.
+        offsets: (B + 1,) row starts of the candidates.
+        parts: widths of the slices of V that are brought to length 1 each; empty: sums are taken as they are.
+    """
+    offsets = _checked_offsets(offsets, ids.shape[0])
+    table, ids, ends = table.contiguous(), _checked("ids", ids, table.shape[2]), _ends(parts, table.shape[4])
+    out = table.new_empty(ids.shape[0], table.shape[3], table.shape[4], dtype=torch.float32)
+    _call("interests", _interest_shape(table, offsets, ends), table, ids, out)
+    return out
+
+
+@interests.register_fake
+def _(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
+    return table.new_empty(ids.shape[0], table.shape[3], table.shape[4], dtype=torch.float32)
+
+
+@torch.library.custom_op("sostenuto::interests_backward", mutates_args=())
+def interests_backward(d_out: Tensor, table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
+    """Return the gradient of the table."""
+    offsets, table, ids = offsets.contiguous(), table.contiguous(), ids.contiguous()
+    ends, upstream = _ends(parts, table.shape[4]), d_out.contiguous()
+    d_table = torch.empty_like(table)
+    _call("interests_backward", _interest_shape(table, offsets, ends), table, ids, upstream, d_table)
+    return d_table
+
+
+@interests_backward.register_fake
+def _(d_out: Tensor, table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
+    return torch.empty_like(table)
+
+
+def _setup_interests(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    table, ids, offsets, ctx.parts = inputs
+    ctx.save_for_backward(table, ids, offsets)
+
+
+def _interests_backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    return interests_backward(d_out, *ctx.saved_tensors, ctx.parts), None, None, None
+
+
+interests.register_autograd(_interests_backward, setup_context=_setup_interests)
+
+__all__ = ["bucket_sums", "bucket_sums_backward", "hash_rows", "interests", "interests_backward"]

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sostenuto.ops.backend import is_usable
+from sostenuto.ops.native_buckets import hash_rows
+
 
 def random_hyperplanes(dim: int, signatures: int, bits: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Draw (D, G, tau) float32 normals. Draw once and store them: they are part of the model."""
@@ -33,9 +36,12 @@ def signature_bits(vectors: Tensor, planes: Tensor) -> Tensor:
 
 
 def bucket_ids(vectors: Tensor, planes: Tensor) -> Tensor:
-    """Return (N, G) int64 in [0, 2 ** tau): the tau bits of each signature, the first one lowest."""
-    bits = signature_bits(vectors, planes).long()
-    return (bits << torch.arange(planes.shape[2], device=planes.device)).sum(2)
+    """Return (N, G) int32 in [0, 2 ** tau): the tau bits of each signature, the first one lowest."""
+    if is_usable(vectors, planes):
+        found: Tensor = hash_rows(vectors.detach(), planes)
+        return found
+    bits = signature_bits(vectors, planes).int()
+    return (bits << torch.arange(planes.shape[2], dtype=torch.int32, device=planes.device)).sum(2, dtype=torch.int32)
 
 
 __all__ = ["bucket_ids", "random_hyperplanes", "signature_bits"]

@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def _cut(value: Any, rows: slice) -> Any:
+    """Slice a tensor, or every tensor of a mapping."""
+    return {name: column[rows] for name, column in value.items()} if isinstance(value, Mapping) else value[rows]
+
+
+def _jagged_part(whole: Any, first: int, last: int) -> Any:
+    """Return rows first .. last of a dataclass whose `offsets` say where the rows of all other fields start."""
+    offsets = whole.offsets[first : last + 1]
+    rows = slice(int(offsets[0]), int(offsets[-1]))
+    changes = {f.name: _cut(getattr(whole, f.name), rows) for f in fields(whole) if f.name != "offsets"}
+    return replace(whole, offsets=offsets - offsets[0], **changes)
+
+
 def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Mapping):
         return {name: _moved(item, device) for name, item in value.items()}
@@ -59,6 +72,11 @@ class History(_OnDevice):
     def num_rows(self) -> int:
         """B, the number of users."""
         return int(self.offsets.shape[0]) - 1
+
+    def part(self, first: int, last: int) -> Self:
+        """Return the users first .. last; nothing is copied but the offsets."""
+        found: Self = _jagged_part(self, first, last)
+        return found
 
     @classmethod
     def from_padded(
@@ -122,7 +140,12 @@ class Candidates(_OnDevice):
         import torch
 
         rows = torch.arange(self.offsets.shape[0] - 1, device=self.offsets.device)
-        return torch.repeat_interleave(rows, self.lengths)
+        return torch.repeat_interleave(rows, self.lengths, output_size=self.item.shape[0])
+
+    def part(self, first: int, last: int) -> Self:
+        """Return the candidates of requests first .. last; nothing is copied but the offsets."""
+        found: Self = _jagged_part(self, first, last)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +155,11 @@ class Context(_OnDevice):
     time_ms: Tensor  # (B,) int64
     place: Tensor  # (B,) int64; 0 where missing
     fields: Mapping[str, Tensor] = field(default_factory=dict)  # (B,) or (B, V): hour_of_day, day_of_week, user fields
+
+    def part(self, first: int, last: int) -> Self:
+        """Return requests first .. last."""
+        rows = slice(first, last)
+        return replace(self, **{f.name: _cut(getattr(self, f.name), rows) for f in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +182,20 @@ class RequestBatch(_OnDevice):
     list_id: Tensor  # (N,) int64 which candidate list of the protocol
     request: Tensor  # (B,) int64 row in the split
     user: Tensor  # (B,) int64
+
+    def part(self, first: int, last: int) -> Self:
+        """Return requests first .. last; nothing is copied but the offsets."""
+        start, end = (int(self.candidates.offsets[at]) for at in (first, last))
+        return replace(
+            self,
+            histories=self.histories.part(first, last),
+            candidates=self.candidates.part(first, last),
+            context=self.context.part(first, last),
+            labels=self.labels[start:end],
+            list_id=self.list_id[start:end],
+            request=self.request[first:last],
+            user=self.user[first:last],
+        )
 
 
 __all__ = ["Candidates", "Context", "History", "RankerOutput", "RequestBatch"]

@@ -13,11 +13,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from sostenuto.features.batch_parts import batch_parts
 from sostenuto.schema.errors import RunError
 from sostenuto.schema.histories import RankerOutput, RequestBatch
 from sostenuto.training.checkpoint import random_state, restore_random_state
 from sostenuto.training.config import TrainingConfig
-from sostenuto.training.losses import Objective, loss_of
+from sostenuto.training.losses import Objective, loss_of, shares_of
 from sostenuto.training.optimiser import RankerOptimiser, StepReport, learning_rate_share
 from sostenuto.training.reporting import Reporter, SilentReporter
 from sostenuto.training.validation import Validation
@@ -129,22 +130,36 @@ def train_step(
 ) -> tuple[float, StepReport]:
     """Make one gradient step; refuse to go on when loss or gradients are not finite.
 
+    Gradients of the parts of a batch add up before the step; see `training.max_events`.
+
     Args:
         share: multiplies the learning rates.
         step:  number of the step, for the error.
     """
-    loss = loss_of(objective, forward(ranker, batch), batch, weighting=config.weighting, listwise=config.listwise)
-    value = float(loss.total.detach())
-    if not math.isfinite(value):
-        bad = [name for name, part in loss.parts.items() if not bool(torch.isfinite(part).all())]
-        raise RunError(_not_finite(f"the loss ({', '.join(bad) or 'total'})", value, step, batch))
-    loss.total.backward()  # type: ignore[no-untyped-call]
+    value = accumulate(ranker, batch, objective, config, step)
     report = optimiser.step(share)
     if not math.isfinite(report.grad_norm):
         bad = optimiser.non_finite()
         what = f"the gradient of {', '.join(bad[:5])}" + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise RunError(_not_finite(what, report.grad_norm, step, batch))
     return value, report
+
+
+def accumulate(
+    ranker: nn.Module, batch: RequestBatch, objective: Objective, config: TrainingConfig, step: int = 0
+) -> float:
+    """Add the gradient of a batch's loss to the parameters, one pass after another; return the loss."""
+    share = shares_of(batch, weighting=config.weighting, listwise=config.listwise)
+    value = 0.0
+    for part in batch_parts(batch, config.max_events):
+        output = forward(ranker, part.batch)
+        loss = loss_of(objective, output, part.batch, share.of(part.candidates), aux_share=part.share)
+        value += float(loss.total.detach())
+        if not math.isfinite(value):
+            bad = [name for name, term in loss.parts.items() if not bool(torch.isfinite(term).all())]
+            raise RunError(_not_finite(f"the loss ({', '.join(bad) or 'total'})", value, step, part.batch))
+        loss.total.backward()  # type: ignore[no-untyped-call]
+    return value
 
 
 def _not_finite(what: str, value: float, step: int, batch: RequestBatch) -> str:
@@ -313,6 +328,7 @@ __all__ = [
     "Batches",
     "Hooks",
     "Progress",
+    "accumulate",
     "evaluation_points",
     "forward",
     "restore",

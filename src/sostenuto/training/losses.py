@@ -7,6 +7,9 @@ Every candidate has a share of the main loss; the shares of a batch sum to 1 and
 * `list`:      every candidate list of the protocol counts the same in a batch.
 
 A ranker's `sample_weight` multiplies the shares afterwards. Its `aux_losses` come already weighted and are added.
+
+Shares are taken over the whole batch before it is cut into passes, so the passes' losses and gradients add up to those
+of the batch. An auxiliary loss is a mean over what its pass saw; it counts by the pass's share of the requests.
 """
 
 from __future__ import annotations
@@ -57,33 +60,60 @@ def shares(batch: RequestBatch, weighting: Weighting) -> Tensor:
     return equal_shares(*request_list_groups(batch))
 
 
-def binary_cross_entropy(output: RankerOutput, batch: RequestBatch, weighting: Weighting) -> Tensor:
-    """Return the weighted mean of -log of the probability given to each label."""
+def binary_cross_entropy(output: RankerOutput, batch: RequestBatch, share: Tensor) -> Tensor:
+    """Return the sum of -log of the probability given to each label, weighted by (N,) shares."""
     each = F.binary_cross_entropy_with_logits(output.logits, batch.labels, reduction="none")
-    share = shares(batch, weighting)
     return (each * (share if output.sample_weight is None else share * output.sample_weight)).sum()
 
 
+def with_negatives(labels: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Return (N,) bool: positives whose group has a negative, the only ones that have something to beat."""
+    is_negative = labels < 0.5
+    negatives = labels.new_zeros(num_groups).index_add(0, group, is_negative.to(labels.dtype))
+    return ~is_negative & (negatives > 0)[group]
+
+
 def positive_against_negatives(logits: Tensor, labels: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """Softmax cross-entropy of every positive against all negatives of its group, averaged over positives.
+    """Softmax cross-entropy of every positive against all negatives of its group, (N,).
 
     loss(p) = log(1 + sum over negatives n of p's group of exp(s_n - s_p)); positives do not compete with each other.
-    Positives of a group without negatives have none to beat and are left out; with none left the loss is 0.
+    It is 0 for negatives and for positives of a group without negatives.
     """
     is_negative = labels < 0.5
+    counted = with_negatives(labels, group, num_groups)
     lowest = torch.finfo(logits.dtype).min / 2
     masked = torch.where(is_negative, logits, lowest)
     top = logits.new_full((num_groups,), lowest).scatter_reduce(0, group, masked.detach(), "amax")
     weight = torch.where(is_negative, (logits - top[group]).clamp(max=0).exp(), 0.0)
     total = logits.new_zeros(num_groups).index_add(0, group, weight)
-    has_negative = logits.new_zeros(num_groups).index_add(0, group, is_negative.to(logits.dtype)) > 0
-    counted = ~is_negative & has_negative[group]
+    has_negative = total > 0
     log_negatives = torch.where(has_negative, total, 1.0).log() + torch.where(has_negative, top, 0.0)
     each = F.softplus(log_negatives[group] - logits)
-    return torch.where(counted, each, 0.0).sum() / counted.sum().clamp(min=1)
+    return torch.where(counted, each, 0.0)
 
 
-Objective = Callable[[RankerOutput, RequestBatch, Weighting], Tensor]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """What every candidate counts in the terms of a batch's loss."""
+
+    main: Tensor  # (N,), sums to 1
+    listwise: Tensor | None  # (N,), the positives that count sum to the term's weight; None without the term
+
+    def of(self, candidates: slice) -> Shares:
+        """Return those of some candidates."""
+        listwise = None if self.listwise is None else self.listwise[candidates]
+        return Shares(main=self.main[candidates], listwise=listwise)
+
+
+def shares_of(batch: RequestBatch, *, weighting: Weighting, listwise: float) -> Shares:
+    """Return the shares of a whole batch."""
+    if not listwise:
+        return Shares(main=shares(batch, weighting), listwise=None)
+    counted = with_negatives(batch.labels, *request_list_groups(batch)).float()
+    return Shares(main=shares(batch, weighting), listwise=counted * (listwise / counted.sum().clamp(min=1)))
+
+
+Objective = Callable[[RankerOutput, RequestBatch, Tensor], Tensor]
 
 OBJECTIVES: dict[str, Objective] = {"bce": binary_cross_entropy}
 
@@ -97,15 +127,23 @@ def objective_named(name: str) -> Objective:
 
 
 def loss_of(
-    objective: Objective, output: RankerOutput, batch: RequestBatch, *, weighting: Weighting, listwise: float
+    objective: Objective, output: RankerOutput, batch: RequestBatch, share: Shares, *, aux_share: float = 1.0
 ) -> Loss:
-    """Add main loss, listwise term and the ranker's auxiliary losses."""
-    main = objective(output, batch, weighting)
+    """Add main loss, listwise term and the ranker's auxiliary losses of a batch or a part of one.
+
+    Args:
+        objective: main loss.
+        output:    of the ranker for `batch`.
+        batch:     or part of one.
+        share:     of its candidates in the whole batch.
+        aux_share: of its requests in the whole batch.
+    """
+    main = objective(output, batch, share.main)
     parts = {"main": main}
-    if listwise:
-        group, num_groups = request_list_groups(batch)
-        parts["listwise"] = listwise * positive_against_negatives(output.logits, batch.labels, group, num_groups)
-    parts |= {f"aux.{name}": value for name, value in output.aux_losses.items()}
+    if share.listwise is not None:
+        each = positive_against_negatives(output.logits, batch.labels, *request_list_groups(batch))
+        parts["listwise"] = (each * share.listwise).sum()
+    parts |= {f"aux.{name}": value * aux_share for name, value in output.aux_losses.items()}
     total = main
     for name, part in parts.items():
         total = total if name == "main" else total + part
@@ -116,6 +154,7 @@ __all__ = [
     "OBJECTIVES",
     "Loss",
     "Objective",
+    "Shares",
     "Weighting",
     "binary_cross_entropy",
     "equal_shares",
@@ -124,4 +163,6 @@ __all__ = [
     "positive_against_negatives",
     "request_list_groups",
     "shares",
+    "shares_of",
+    "with_negatives",
 ]

@@ -29,8 +29,8 @@ from sostenuto.features.collation import Collator
 from sostenuto.features.loading import RequestLoader
 from sostenuto.schema.histories import RequestBatch
 from sostenuto.training.config import RunConfig, TrainingConfig
-from sostenuto.training.loop import forward
-from sostenuto.training.losses import Objective, loss_of
+from sostenuto.training.loop import accumulate
+from sostenuto.training.losses import Objective
 from sostenuto.training.optimiser import dense_parameters, table_parameters
 
 Array = npt.NDArray[Any]
@@ -345,9 +345,7 @@ def training_bytes(ranker: nn.Module, batch: RequestBatch, objective: Objective,
     with thrown_away(ranker), LiveBytes() as live:
         live.ignore([*ranker.parameters(), *ranker.buffers()])
         ranker.train()
-        loss = loss_of(objective, forward(ranker, batch), batch, weighting=config.weighting, listwise=config.listwise)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        del loss
+        accumulate(ranker, batch, objective, config)
     return int(live.most)
 
 

@@ -63,6 +63,28 @@ struct BucketShape {
   const int64_t* offsets;  // (B + 1,)
 };
 
+// What candidates find in the buckets of their row.
+struct InterestShape {
+  int64_t rows;       // B
+  int64_t groups;     // G
+  int64_t buckets;    // K
+  int64_t sets;       // S
+  int64_t width;      // V
+  int64_t parts;      // P, slices of a value that are brought to length 1 each; 0: sums are taken as they are
+  int64_t threads;
+  const int64_t* offsets;    // (B + 1,) of the candidates
+  const int64_t* part_ends;  // (P,), the last one is V
+};
+
+// Signatures by random hyperplanes.
+struct HashShape {
+  int64_t rows;    // N
+  int64_t dim;     // D
+  int64_t groups;  // G
+  int64_t bits;    // tau
+  int64_t threads;
+};
+
 // Rows of a table.
 struct RowsShape {
   int64_t rows;   // of the table; of the sums
@@ -79,11 +101,18 @@ SOSTENUTO_EXPORT int64_t sostenuto_processor();
 SOSTENUTO_EXPORT int64_t sostenuto_version();
 SOSTENUTO_EXPORT void sostenuto_attention_forward(const AttentionShape*, const AttentionInputs*, const AttentionOutputs*);
 SOSTENUTO_EXPORT void sostenuto_attention_backward(const AttentionShape*, const AttentionInputs*, const AttentionGradients*);
-// values (N, V), weights (N, S) float64, ids (N, G) inside [0, K); the table (B, G, K, S, V) float64 is written.
+// values (N, V), weights (N, S) float64, place (N,) inside the rows of ids, ids (U, G) int32 inside [0, K); the table
+// (B, G, K, S, V) float64 is written.
 SOSTENUTO_EXPORT void sostenuto_bucket_sums(const BucketShape*, const float* values, const double* weights,
-                                            const int64_t* ids, double* table);
-SOSTENUTO_EXPORT void sostenuto_bucket_sums_backward(const BucketShape*, const double* weights, const int64_t* ids,
-                                                     const double* d_table, float* d_values);
+                                            const int64_t* place, const int32_t* ids, double* table);
+SOSTENUTO_EXPORT void sostenuto_bucket_sums_backward(const BucketShape*, const double* weights, const int64_t* place,
+                                                     const int32_t* ids, const double* d_table, float* d_values);
+// table as above, ids (Nc, G) int32; out (Nc, S, V) is written.
+SOSTENUTO_EXPORT void sostenuto_interests(const InterestShape*, const double* table, const int32_t* ids, float* out);
+SOSTENUTO_EXPORT void sostenuto_interests_backward(const InterestShape*, const double* table, const int32_t* ids,
+                                                   const float* d_out, double* d_table);
+// vectors (N, D), planes (D, G tau) float64; ids (N, G) int32 are written.
+SOSTENUTO_EXPORT void sostenuto_hash_rows(const HashShape*, const float* vectors, const double* planes, int32_t* ids);
 // index (N,) inside [0, rows); out (N, dim) is written.
 SOSTENUTO_EXPORT void sostenuto_gather_rows(const RowsShape*, const float* table, const int64_t* index, float* out);
 // distinct and place hold N; the return value is how many distinct rows there are, in rising order.

@@ -1,0 +1,61 @@
+"""A batch in parts that each fit a pass through a ranker: memory follows the parts, results the whole.
+
+How many requests make a step is a matter of learning; how many behaviours are worked on at once is a matter of memory
+and caches. So a batch is a number of requests, and a pass is a number of behaviours.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sostenuto.schema.histories import RequestBatch
+
+PAIRS_PER_EVENT = 8  # a pass may have this many times as many pairs of behaviour and candidate as behaviours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPart:
+    """Some requests of a batch."""
+
+    batch: RequestBatch
+    candidates: slice  # of the whole batch
+    share: float  # of its requests
+
+
+def cut_points(events: Sequence[int], candidates: Sequence[int], max_events: int) -> list[int]:
+    """Return where passes begin, and the end: each as long as it stays in bounds, a request beyond them alone.
+
+    >>> cut_points([5, 5, 5, 30, 1], [1, 1, 1, 1, 1], 12)
+    [0, 2, 3, 4, 5]
+    """
+    points, work, pairs = [0], 0, 0
+    for at, (length, count) in enumerate(zip(events, candidates, strict=True)):
+        beyond = work + length > max_events or pairs + length * count > PAIRS_PER_EVENT * max_events
+        if beyond and at > points[-1]:
+            points.append(at)
+            work = pairs = 0
+        work += length
+        pairs += length * count
+    return [*points, len(events)]
+
+
+def batch_parts(batch: RequestBatch, max_events: int) -> Iterator[BatchPart]:
+    """Cut a batch into runs of requests of at most `max_events` behaviours and PAIRS_PER_EVENT times as many pairs."""
+    events, count = batch.histories.lengths.tolist(), batch.candidates.lengths.tolist()
+    points = cut_points(events, count, max_events)
+    if len(points) == 2:
+        yield BatchPart(batch=batch, candidates=slice(0, batch.labels.shape[0]), share=1.0)
+        return
+    start = 0
+    for first, last in itertools.pairwise(points):
+        end = start + sum(count[first:last])
+        share = (last - first) / len(events)
+        yield BatchPart(batch=batch.part(first, last), candidates=slice(start, end), share=share)
+        start = end
+
+
+__all__ = ["PAIRS_PER_EVENT", "BatchPart", "batch_parts", "cut_points"]
