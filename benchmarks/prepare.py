@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--formats", nargs="+", default=["csv", "parquet"], choices=["csv", "parquet"])
     parser.add_argument("--folder", type=Path, help="where the log is written; default a temporary folder")
+    parser.add_argument("--alone", action="store_true", help="leave polars out: it holds the whole log in memory")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", choices=["plain", "prepare"], help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
@@ -103,7 +104,8 @@ def main() -> None:
         for kind in given.formats:
             path = Path(folder) / f"log.{kind}"
             generate(path, given.events, seed=0)
-            both: dict[str, list[dict[str, float]]] = {"plain": [], "prepare": []}
+            names = ["prepare"] if given.alone else ["plain", "prepare"]
+            both: dict[str, list[dict[str, float]]] = {name: [] for name in names}
             for _ in range(given.repeats):
                 for name, runs in both.items():  # in turns, so that both meet the same machine
                     runs.append(measured(["--only", name, "--file", str(path), "--memory-mb", str(given.memory_mb)]))
@@ -111,17 +113,23 @@ def main() -> None:
                 name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
                 for name, runs in both.items()
             }
-            ratios = [a["seconds"] / b["seconds"] for a, b in zip(both["prepare"], both["plain"], strict=True)]
+            against = {}
+            if not given.alone:
+                ratios = [a["seconds"] / b["seconds"] for a, b in zip(both["prepare"], both["plain"], strict=True)]
+                against = {
+                    "ratio": round(statistics.median(ratios), 2),
+                    "ratios": [round(ratio, 2) for ratio in ratios],
+                    "cpu_ratio": round(median["prepare"]["cpu_s"] / median["plain"]["cpu_s"], 2),
+                }
             results.append(
                 {
                     "format": kind,
+                    "events_per_s": round(given.events / median["prepare"]["seconds"]),
                     "events": given.events,
                     "file_mb": round(path.stat().st_size / 1e6, 1),
                     "memory_mb": given.memory_mb,
                     **{f"{name}_{key}": round(value, 2) for name, row in median.items() for key, value in row.items()},
-                    "ratio": round(statistics.median(ratios), 2),
-                    "ratios": [round(ratio, 2) for ratio in ratios],
-                    "cpu_ratio": round(median["prepare"]["cpu_s"] / median["plain"]["cpu_s"], 2),
+                    **against,
                     "load_1min": round(os.getloadavg()[0], 1),
                 }
             )
@@ -132,12 +140,12 @@ def main() -> None:
         return
     print(machine)
     for row in results:
-        plain_run = f"plain {row['plain_seconds']:.1f} s, {row['plain_peak_gb']:.2f} GB"
-        our_run = f"prepare {row['prepare_seconds']:.1f} s, {row['prepare_peak_gb']:.2f} GB (bar 2.00)"
-        ratio = f"ratio {row['ratio']:.2f} (bar 3.00), of processor time {row['cpu_ratio']:.2f}"
-        print(
-            f"{row['format']:8} {row['events']:>11,} events  {plain_run}  {our_run}  {ratio}  load {row['load_1min']}"
-        )
+        words = [f"{row['format']:8} {row['events']:>11,} events", f"prepare {row['prepare_seconds']:.1f} s"]
+        words += [f"{row['prepare_peak_gb']:.2f} GB", f"{row['events_per_s']:,} events/s"]
+        if not given.alone:
+            words += [f"plain {row['plain_seconds']:.1f} s, {row['plain_peak_gb']:.2f} GB"]
+            words += [f"ratio {row['ratio']:.2f} (bar 3.00), of processor time {row['cpu_ratio']:.2f}"]
+        print("  ".join([*words, f"load {row['load_1min']}"]))
 
 
 if __name__ == "__main__":
