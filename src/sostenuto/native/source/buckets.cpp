@@ -1,8 +1,8 @@
 // Sums of behaviours by hash bucket, and their gradient.
 //
-// A user's table is larger than the first-level cache, so behaviours stream by once for every few signatures whose
-// buckets fit there together. A value waits in registers while it is added to its buckets; products of weights and
-// values are never stored.
+// Behaviours come in stretches that are summed in float32 and then added to the float64 table: a stretch is short, so
+// its rounding stays near that of one float32 number. Inside a stretch they stream by once for every few signatures
+// whose buckets fit the first-level cache together, and a value waits in registers while it is added to its buckets.
 
 #include <algorithm>
 #include <cstring>
@@ -14,10 +14,11 @@
 
 namespace {
 
-constexpr int64_t kStretch = 1024;           // behaviours whose buckets are gathered at once
-constexpr int64_t kCacheDoubles = 3 * 1024;  // of a first-level cache, left for buckets: 24 KiB
-constexpr int64_t kAhead = 8;                // rows asked for before they are needed
-constexpr int kMost = 8;                     // vectors of a value that wait in registers
+constexpr int64_t kStretch = 256;          // behaviours summed in float32, and whose buckets are gathered at once
+constexpr int64_t kCacheFloats = 6 * 1024;  // of a first-level cache, left for buckets: 24 KiB
+constexpr int64_t kAhead = 8;              // rows asked for before they are needed
+constexpr int kMost = 8;                   // vectors of a value that wait in registers
+constexpr double kSpread = 1e-25;          // weights of a stretch further apart than this would vanish in float32
 
 std::vector<int64_t> costs_of(const BucketShape& s) {
   std::vector<int64_t> costs;
@@ -39,18 +40,18 @@ void gather_rows_of(const BucketShape& s, const int64_t* place, const int32_t* i
   }
 }
 
-// A piece of a value: N vectors, or (N == 0) `count` numbers, from column v on, of one set of weights.
+// A piece of a value: whole vectors, or fewer numbers than make one, from column v on, of one set of weights.
 struct Piece {
   int64_t set, v, count;
 };
 
-std::vector<Piece> pieces_of(const BucketShape& s) {
+std::vector<Piece> pieces_of(const BucketShape& s, int64_t vector) {
   std::vector<Piece> pieces;
   for (int64_t set = 0; set < s.sets; ++set) {
     int64_t v = 0;
     while (v < s.width) {
-      const int64_t vectors = std::min<int64_t>(kMost, (s.width - v) / kDoubles);
-      const int64_t count = vectors ? vectors * kDoubles : s.width - v;
+      const int64_t vectors = std::min<int64_t>(kMost, (s.width - v) / vector);
+      const int64_t count = vectors ? vectors * vector : s.width - v;
       pieces.push_back({set, v, count});
       v += count;
     }
@@ -58,33 +59,69 @@ std::vector<Piece> pieces_of(const BucketShape& s) {
   return pieces;
 }
 
+// Behaviours start .. end and what they fall into.
+struct Stretch {
+  int64_t start, end;
+  const int32_t* own;  // (end - start, G) rows of the table
+};
+
+// The stretch's own sums: (rows of the signatures g0 .. g1, N vectors), weights relative to `top`.
 template <int N>
-void add_vectors(const BucketShape& s, const Piece& piece, const float* values, const double* weights, int64_t start,
-                 int64_t end, int64_t g0, int64_t g1, const int32_t* own, double* table) {
-  const int64_t width = s.sets * s.width;
-  double* column = table + piece.set * s.width + piece.v;
-  for (int64_t j = start; j < end; ++j) {
-    const Wide weight = spread(weights[j * s.sets + piece.set]);
-    const float* value = values + j * s.width + piece.v;
-    Wide held[N];
-    for (int n = 0; n < N; ++n) held[n] = widened(value + n * kDoubles) * weight;
-    const int32_t* of = own + (j - start) * s.groups;
+void add_vectors(const BucketShape& s, const Piece& piece, const float* values, const double* weights, double top,
+                 const Stretch& at, int64_t g0, int64_t g1, float* sums) {
+  const double share = 1.0 / top;
+  const int64_t groups = s.groups, sets = s.sets, width = s.width, last = at.end;
+  float* const base = sums - g0 * s.buckets * N * kWidth;
+  weights += piece.set;
+  values += piece.v;
+  const int32_t* of = at.own;
+  for (int64_t j = at.start; j < last; ++j, of += groups) {
+    const Vec weight = spread(static_cast<float>(weights[j * sets] * share));
+    Vec held[N];
+    for (int n = 0; n < N; ++n) held[n] = load(values + j * width + n * kWidth) * weight;
     for (int64_t g = g0; g < g1; ++g) {
-      double* row = column + of[g] * width;
-      for (int n = 0; n < N; ++n) store(row + n * kDoubles, load(row + n * kDoubles) + held[n]);
+      float* row = base + static_cast<int64_t>(of[g]) * (N * kWidth);
+      for (int n = 0; n < N; ++n) store(row + n * kWidth, load(row + n * kWidth) + held[n]);
     }
   }
 }
 
-void add_numbers(const BucketShape& s, const Piece& piece, const float* values, const double* weights, int64_t start,
-                 int64_t end, int64_t g0, int64_t g1, const int32_t* own, double* table) {
+using Add = decltype(&add_vectors<1>);
+constexpr Add kAdd[kMost] = {add_vectors<1>, add_vectors<2>, add_vectors<3>, add_vectors<4>,
+                             add_vectors<5>, add_vectors<6>, add_vectors<7>, add_vectors<8>};
+
+// Straight into the table, for a last few columns and for weights that lie far apart.
+void add_numbers(const BucketShape& s, const Piece& piece, const float* values, const double* weights,
+                 const Stretch& at, double* table) {
   const int64_t width = s.sets * s.width;
-  for (int64_t j = start; j < end; ++j) {
+  for (int64_t j = at.start; j < at.end; ++j) {
     const double weight = weights[j * s.sets + piece.set];
-    for (int64_t v = piece.v; v < piece.v + piece.count; ++v) {
-      const double add = weight * values[j * s.width + v];
-      for (int64_t g = g0; g < g1; ++g) table[own[(j - start) * s.groups + g] * width + piece.set * s.width + v] += add;
+    for (int64_t g = 0; g < s.groups; ++g) {
+      double* row = table + at.own[(j - at.start) * s.groups + g] * width + piece.set * s.width;
+      for (int64_t v = piece.v; v < piece.v + piece.count; ++v) row[v] += weight * values[j * s.width + v];
     }
+  }
+}
+
+void add_piece(const BucketShape& s, const Piece& piece, const float* values, const double* weights, const Stretch& at,
+               float* sums, double* table) {
+  double top = 0.0, low = weights[at.start * s.sets + piece.set];
+  for (int64_t j = at.start; j < at.end; ++j) {
+    top = std::max(top, weights[j * s.sets + piece.set]);
+    low = std::min(low, weights[j * s.sets + piece.set]);
+  }
+  if (piece.count < kWidth || !(low > top * kSpread)) return add_numbers(s, piece, values, weights, at, table);
+  const int64_t width = s.sets * s.width;
+  const int64_t together = std::max<int64_t>(1, kCacheFloats / (s.buckets * piece.count));
+  for (int64_t g0 = 0; g0 < s.groups; g0 += together) {
+    const int64_t g1 = std::min(g0 + together, s.groups), rows = (g1 - g0) * s.buckets;
+    std::fill(sums, sums + rows * piece.count, 0.0f);
+    kAdd[piece.count / kWidth - 1](s, piece, values, weights, top, at, g0, g1, sums);
+    double* to = table + g0 * s.buckets * width + piece.set * s.width + piece.v;
+    const Wide scale = spread(top);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t v = 0; v < piece.count; v += kDoubles)
+        store(to + r * width + v, load(to + r * width + v) + scale * widened(sums + r * piece.count + v));
   }
 }
 
@@ -120,10 +157,7 @@ void take_numbers(const BucketShape& s, const Piece& piece, const double* weight
   }
 }
 
-using Add = decltype(&add_numbers);
 using Take = decltype(&take_numbers);
-constexpr Add kAdd[kMost + 1] = {add_numbers,     add_vectors<1>, add_vectors<2>, add_vectors<3>, add_vectors<4>,
-                                 add_vectors<5>, add_vectors<6>, add_vectors<7>, add_vectors<8>};
 constexpr Take kTake[kMost + 1] = {take_numbers,     take_vectors<1>, take_vectors<2>, take_vectors<3>, take_vectors<4>,
                                    take_vectors<5>, take_vectors<6>, take_vectors<7>, take_vectors<8>};
 
@@ -145,21 +179,17 @@ void sostenuto_bucket_sums(const BucketShape* shape, const float* values, const 
                            const int32_t* ids, double* table) {
   const BucketShape& s = *shape;
   const int64_t size = s.groups * s.buckets * s.sets * s.width;
-  const std::vector<Piece> pieces = pieces_of(s);
+  const std::vector<Piece> pieces = pieces_of(s, kWidth);
   in_parts(costs_of(s), s.threads, [&](int64_t first, int64_t last) {
     std::vector<int32_t> own(kStretch * s.groups);
+    std::vector<float> sums(std::max(kCacheFloats, s.buckets * kMost * kWidth));
     for (int64_t b = first; b < last; ++b) {
       double* mine = table + b * size;
       std::fill(mine, mine + size, 0.0);
       for (int64_t start = s.offsets[b]; start < s.offsets[b + 1]; start += kStretch) {
-        const int64_t end = std::min(start + kStretch, s.offsets[b + 1]);
-        gather_rows_of(s, place, ids, start, end, own.data());
-        for (const Piece& piece : pieces) {
-          const int64_t together = std::max<int64_t>(1, kCacheDoubles / (s.buckets * piece.count));
-          const Add add = kAdd[piece.count < kDoubles ? 0 : piece.count / kDoubles];
-          for (int64_t g = 0; g < s.groups; g += together)
-            add(s, piece, values, weights, start, end, g, std::min(g + together, s.groups), own.data(), mine);
-        }
+        const Stretch at{start, std::min(start + kStretch, s.offsets[b + 1]), own.data()};
+        gather_rows_of(s, place, ids, at.start, at.end, own.data());
+        for (const Piece& piece : pieces) add_piece(s, piece, values, weights, at, sums.data(), mine);
       }
     }
   });
@@ -169,7 +199,7 @@ void sostenuto_bucket_sums_backward(const BucketShape* shape, const double* weig
                                     const int32_t* ids, const double* d_table, float* d_values) {
   const BucketShape& s = *shape;
   const int64_t width = s.sets * s.width, number = s.groups * s.buckets;
-  const std::vector<Piece> pieces = pieces_of(s);
+  const std::vector<Piece> pieces = pieces_of(s, kDoubles);
   in_parts(costs_of(s), s.threads, [&](int64_t first, int64_t last) {
     std::vector<double> found(kStretch * s.width);
     std::vector<int32_t> own(kStretch * s.groups), counts(kStretch), asked(number);
