@@ -160,10 +160,12 @@ def training_config(given: Given) -> Any:
 def train_epoch(given: Given, model: Any, batches: Any) -> None:
     from sostenuto.training.loop import train_step
     from sostenuto.training.losses import objective_named
+    from sostenuto.training.memory import keep_freed
     from sostenuto.training.optimiser import RankerOptimiser
 
     config = training_config(given)
     optimiser, objective = RankerOptimiser(model, config), objective_named("bce")
+    keep_freed()
     model.train()
     for step, batch in enumerate(batches, 1):
         train_step(model, batch, optimiser, objective, config, 1.0, step)

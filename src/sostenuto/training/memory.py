@@ -37,6 +37,8 @@ Array = npt.NDArray[Any]
 
 FAULT_BYTES = 1 << 16  # the kernel maps files around a first touch in pieces of this size
 PREDICTION_BYTES = 3 * 96  # per scored candidate: parts, joined columns, and sorting for the metric
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # names of glibc's mallopt
+KEPT_BYTES = 1 << 30  # arrays up to this size, and as much in one piece
 LIGHT_REQUESTS = 2  # of the heaviest batch, run first to see what the whole one would take
 HOLES_SHARE = 0.6  # of what comes and goes: freed pieces that the C library keeps because the next one does not fit
 HOLES_MOST = 128 << 20  # pieces above some 32 MB are given back at once, so holes stop growing (two threads allocate)
@@ -160,6 +162,18 @@ def release_freed() -> None:
     """Give memory that was freed back to the system, where the C library can."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_freed() -> None:
+    """Let the C library keep large freed arrays for the next step, where it can.
+
+    glibc gives arrays above some 32 MB back at once and takes them anew, page by page, in the next step: a third of
+    the time of a training step with long histories. What is kept is bounded by the largest pass.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(MMAP_THRESHOLD, KEPT_BYTES)
+        library.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _mapped(folder: Path) -> dict[str, tuple[int, int]]:
@@ -516,6 +530,7 @@ __all__ = [
     "MemoryPlan",
     "available_bytes",
     "forget_peak",
+    "keep_freed",
     "load_of",
     "optimiser_bytes",
     "peak_bytes",

@@ -32,7 +32,7 @@ from sostenuto.training.checkpoint import load_state, save_state
 from sostenuto.training.config import RunConfig, plain
 from sostenuto.training.loop import Hooks, Progress, restore, train
 from sostenuto.training.losses import objective_named
-from sostenuto.training.memory import MemoryPlan, forget_peak, peak_bytes, plan_memory, release_freed
+from sostenuto.training.memory import MemoryPlan, forget_peak, keep_freed, peak_bytes, plan_memory, release_freed
 from sostenuto.training.optimiser import RankerOptimiser
 from sostenuto.training.reporting import Reporter, SilentReporter
 from sostenuto.training.run_folder import (
@@ -279,6 +279,7 @@ def _run_neural(run: _Run, ranker: nn.Module, objective_name: str, there: dict[s
     training = run.config.training
     objective = objective_named(objective_name)
     if run.device.type == "cpu":
+        keep_freed()
         run.reporter.note(notice())
     saved = load_state(run.out / "resume")
     _calibrate(run, ranker)  # also before going on: past versions of the item vectors are not part of the state
