@@ -1,4 +1,4 @@
-"""Two ways to do one thing, timed in turns, so that a busy machine is unfair to neither."""
+"""Two or three ways to do one thing, timed in turns, so that a busy machine is unfair to none."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds of ours and of its plain twin over the rounds."""
+    """Seconds of ours, of its plain twin and perhaps of a naive form, over the rounds."""
 
     ours_s: tuple[float, ...]
     plain_s: tuple[float, ...]
+    naive_s: tuple[float, ...] = ()
 
     @property
     def ours(self) -> float:
@@ -26,6 +27,11 @@ class Timing:
         return statistics.median(self.plain_s)
 
     @property
+    def naive(self) -> float | None:
+        """Median seconds of the naive form, None without one."""
+        return statistics.median(self.naive_s) if self.naive_s else None
+
+    @property
     def ratio(self) -> float:
         """Median over the rounds of plain / ours: how many times faster ours is."""
         return statistics.median(self.ratios)
@@ -35,19 +41,32 @@ class Timing:
         """Plain / ours of each round."""
         return tuple(plain / ours for ours, plain in zip(self.ours_s, self.plain_s, strict=True))
 
+    @property
+    def naive_ratio(self) -> float | None:
+        """Median over the rounds of naive / ours, None without a naive form."""
+        if not self.naive_s:
+            return None
+        return statistics.median(naive / ours for ours, naive in zip(self.ours_s, self.naive_s, strict=True))
 
-def time_in_turns(ours: Callable[[], object], plain: Callable[[], object], *, rounds: int) -> Timing:
-    """Call both once unmeasured, then `rounds` times in turns; who comes first changes every round."""
-    ours()
-    plain()
-    taken: dict[str, list[float]] = {"ours": [], "plain": []}
-    pair = (("ours", ours), ("plain", plain))
+
+def time_in_turns(
+    ours: Callable[[], object],
+    plain: Callable[[], object],
+    naive: Callable[[], object] | None = None,
+    *,
+    rounds: int,
+) -> Timing:
+    """Call each once unmeasured, then `rounds` times in turns; the order turns round every time."""
+    calls = {"ours": ours, "plain": plain} | ({} if naive is None else {"naive": naive})
+    for call in calls.values():
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
-        for name, call in pair if number % 2 == 0 else reversed(pair):
+        for name in calls if number % 2 == 0 else reversed(calls):
             start = time.perf_counter()
-            call()
+            calls[name]()
             taken[name].append(time.perf_counter() - start)
-    return Timing(ours_s=tuple(taken["ours"]), plain_s=tuple(taken["plain"]))
+    return Timing(ours_s=tuple(taken["ours"]), plain_s=tuple(taken["plain"]), naive_s=tuple(taken.get("naive", ())))
 
 
 __all__ = ["Timing", "time_in_turns"]
