@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+MOST_REPEATS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +58,35 @@ def time_in_turns(
     naive: Callable[[], object] | None = None,
     *,
     rounds: int,
+    least_s: float = 0.0,
 ) -> Timing:
-    """Call each once unmeasured, then `rounds` times in turns; the order turns round every time."""
+    """Call each once unmeasured, then in every round one after another; the order turns round every time.
+
+    Args:
+        ours:    the form that is measured.
+        plain:   its plain twin.
+        naive:   a third form, or none.
+        rounds:  how often each is measured.
+        least_s: a call that is shorter is repeated for so long within a round, and the mean counts.
+    """
     calls = {"ours": ours, "plain": plain} | ({} if naive is None else {"naive": naive})
-    for call in calls.values():
+    repeats = dict.fromkeys(calls, 1)
+    for name, call in calls.items():
         call()
+        if least_s > 0.0:
+            repeats[name] = math.ceil(least_s / max(_seconds(call, 1), least_s / MOST_REPEATS))
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name in calls if number % 2 == 0 else reversed(calls):
-            start = time.perf_counter()
-            calls[name]()
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(_seconds(calls[name], repeats[name]))
     return Timing(ours_s=tuple(taken["ours"]), plain_s=tuple(taken["plain"]), naive_s=tuple(taken.get("naive", ())))
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
 
 
 __all__ = ["Timing", "time_in_turns"]
