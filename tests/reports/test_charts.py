@@ -158,4 +158,4 @@ def test_a_picture_is_a_file_of_its_own():
     root = ElementTree.fromstring(picture(chart))
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "prefers-color-scheme: dark" in root.find("{*}style").text
-    assert "a < b" in [element.text for element in root.iter("{*}text")]
+    assert "a < b" in [element.text for element in root.findall(".//{*}text")]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MOST_REPEATS = 1_000
+LONG = 20  # times what a round must last at least: surely no need to repeat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +73,7 @@ def time_in_turns(
     calls = {"ours": ours, "plain": plain} | ({} if naive is None else {"naive": naive})
     repeats = dict.fromkeys(calls, 1)
     for name, call in calls.items():
-        call()
-        if least_s > 0.0:
+        if _seconds(call, 1) < LONG * least_s:  # the first call may hold imports: the second one tells
             repeats[name] = math.ceil(least_s / max(_seconds(call, 1), least_s / MOST_REPEATS))
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):

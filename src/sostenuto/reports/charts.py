@@ -436,12 +436,13 @@ def roofline_chart(
         children.append(_line(x(tick), top, x(tick), bottom, "grid"))
         children.append(_text(x(tick), bottom + 20, significant(tick, 1)))
     children.append(_text((left + right) / 2, bottom + 42, x_caption, class_="axis"))
-    avoid: list[_Box] = []
+    places = [(x(p.x), y(p.y or peak)) for p in shown]
+    avoid = [_Box(px - 8, py - 8, px + 8, py + 8) for px, py in places]
+    avoid += [_Box(left, y(r.operations) - 1, right, y(r.operations) + 1) for r in roofs if r.operations]
     for roof in roofs:
-        lines, boxes = _roof(roof, x, y, peak, max(slopes, default=peak))
+        lines, boxes = _roof(roof, x, y, peak, max(slopes, default=peak), avoid)
         children.extend(lines)
         avoid.extend(boxes)
-    places = [(x(p.x), y(p.y or peak)) for p in shown]
     for p, (px, py) in zip(shown, places, strict=True):
         for other in p.small:
             children.append(_line(px, py, px, y(other), f"interval {p.colour}"))
@@ -458,16 +459,22 @@ def roofline_chart(
     return _svg(width, height, title, description, *children)
 
 
-def _roof(roof: Roof, x: Scale, y: Scale, peak: float, steepest: float) -> tuple[list[Child], list[_Box]]:
+def _roof(
+    roof: Roof, x: Scale, y: Scale, peak: float, steepest: float, avoid: Sequence[_Box]
+) -> tuple[list[Child], list[_Box]]:
     """Return a limit's line with its name on it, and the places that the name takes."""
     style = "line thin c7" if roof.thin else "line c6"
     long = len(roof.label) * BOLD
     if roof.operations:
         from_x, level = x(roof.operations / steepest), y(roof.operations)
-        below = 16 if roof.operations < peak else -7
-        name = _text(x.end - 4, level + below, roof.label, class_="label c6", anchor="end")
-        box = _Box(x.end - 4 - long, level + below - 12, x.end, level + below + 4)
-        return [tag("path", d=_path([(from_x, level), (x.end, level)]), class_=style), name], [box]
+        spots = [
+            (x.end - 4 - back * (x.end - from_x - long), level + dy) for back in (0, 0.3, 0.6, 0.9) for dy in (-7, 16)
+        ]
+        boxes = [_Box(end - long, base - 12, end, base + 4) for end, base in spots]
+        costs = [sum(box.overlap(other) for other in avoid) for box in boxes]
+        best = costs.index(min(costs))
+        name = _text(*spots[best], roof.label, class_="label c6", anchor="end")
+        return [tag("path", d=_path([(from_x, level), (x.end, level)]), class_=style), name], [boxes[best]]
     if not roof.bytes:
         return [], []
     start, end = max(x.low, y.low / roof.bytes), peak / roof.bytes
