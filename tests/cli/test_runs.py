@@ -3,7 +3,6 @@
 import json
 from datetime import UTC, datetime
 
-import numpy as np
 import pytest
 
 from sostenuto.cli.rank import moment_ms, read_candidates
@@ -145,12 +144,6 @@ def test_candidates_keep_their_order_and_stand_once(tmp_path):
     path = tmp_path / "items"
     path.write_text("b\n\n a \n")
     assert read_candidates(["c", f"@{path}", "c"]) == ["c", "b", "a"]
-
-
-def test_bench_answers_as_json(call):
-    said = json.loads(call("bench", "match_index", "--rounds", 1, "--json").stdout)
-    (one,) = said["measurements"]
-    assert one["ratio"] == pytest.approx(np.median(np.array(one["plain_s"]) / np.array(one["ours_s"])))
 
 
 @pytest.mark.slow  # starts two worker processes

@@ -1,6 +1,7 @@
 """Charts are well-formed, keep their marks inside, and say in words what they show."""
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from tests.reports.parsed import Parsed
 
 from sostenuto.reports.charts import (
     Point,
+    Roof,
     Series,
     Span,
     frontier,
@@ -16,10 +18,12 @@ from sostenuto.reports.charts import (
     interval_chart,
     line_chart,
     reliability_chart,
+    roofline_chart,
     scatter_chart,
     span_chart,
     strip,
 )
+from sostenuto.reports.page import picture
 from sostenuto.reports.scales import Scale
 
 rates = st.floats(0.0, 1.0)
@@ -119,3 +123,39 @@ def test_every_chart_says_what_it_is():
     assert parsed.values("svg", "aria-label") == ["A chart. What it shows"]
     assert "title" in parsed.tags
     assert "desc" in parsed.tags
+
+
+rooflines = {"x_caption": "operations per byte", "y_caption": "GFLOP/s", **words}
+
+
+@given(st.lists(st.tuples(st.floats(1e-3, 1e5), st.floats(1e-4, 90.0), st.floats(1e-4, 90.0)), max_size=8))
+def test_rooflines_hold_any_marks(values):
+    points = [Point(label=str(i), x=x, y=y, small=(other,)) for i, (x, y, other) in enumerate(values)]
+    roofs = [Roof(label="peak", operations=100.0), Roof(label="memory", bytes=10.0), Roof(label="rows", bytes=0.01)]
+    parsed = marks_inside(roofline_chart(points, roofs, **rooflines))
+    assert parsed.tags.count("circle") == 2 * len(values)
+
+
+def test_a_mark_at_its_limit_lies_on_the_roof():
+    points = [Point(label="moving", x=1.0, y=10.0), Point(label="computing", x=50.0, y=100.0)]
+    roofs = [Roof(label="peak", operations=100.0), Roof(label="memory", bytes=10.0)]
+    parsed = Parsed(roofline_chart(points, roofs, **rooflines))
+    level, slope = (
+        [tuple(map(float, place.split())) for place in re.split("[ML]", path)[1:]]
+        for path in parsed.values("path", "d")
+    )
+    (mx, my), (cx, cy) = zip(
+        map(float, parsed.values("circle", "cx")), map(float, parsed.values("circle", "cy")), strict=True
+    )
+    assert cy == pytest.approx(level[0][1], abs=0.1)
+    assert level[0][0] < cx < level[1][0]
+    share = (mx - slope[0][0]) / (slope[1][0] - slope[0][0])
+    assert my == pytest.approx(slope[0][1] + share * (slope[1][1] - slope[0][1]), abs=0.2)
+
+
+def test_a_picture_is_a_file_of_its_own():
+    chart = roofline_chart([Point(label="a < b", x=1.0, y=2.0)], [Roof(label="peak", operations=9.0)], **rooflines)
+    root = ElementTree.fromstring(picture(chart))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "prefers-color-scheme: dark" in root.find("{*}style").text
+    assert "a < b" in [element.text for element in root.findall(".//{*}text")]

@@ -1,175 +1,203 @@
-"""The table of measurements. Each makes its data from a seed and returns the two calls that are timed."""
+"""The table of measurements: a name, its sizes, and the function that makes the case. Adding one is one entry."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from sostenuto.bench import arrays, attention, buckets, tables
+from sostenuto.bench.case import Case
+from sostenuto.bench.limits import Bound, Limits, torch_threads
 from sostenuto.bench.timing import Timing, time_in_turns
+from sostenuto.bench.work import Work
 from sostenuto.schema.errors import SpecError, did_you_mean
 
-Call = Callable[[], object]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance as Sizes
+
+LEAST_S = 0.03  # of a round: longer than the slice of time that another process may take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One named pair of calls."""
+    """One named measurement; `sizes` and `quick` are of the type that `make` takes."""
 
     name: str
-    ours: str  # what is measured, sizes included
-    plain: str  # what it is measured against
-    make: Callable[[int], tuple[Call, Call]]  # seed -> ours, plain
+    what: str
+    make: Callable[[Any, int], Case]  # sizes, seed
+    sizes: Sizes
+    quick: Sizes  # tiny: shows that it works, not how fast it is
+
+    def words(self, *, quick: bool = False) -> str:
+        """Say what is measured with its sizes."""
+        return f"{self.what}: {size_words(self.quick if quick else self.sizes)}"
 
 
-def _gauc(seed: int) -> tuple[Call, Call]:
-    import numpy as np
-    from scipy.stats import rankdata
+def size_words(sizes: Sizes) -> str:
+    """Write sizes as words.
 
-    from sostenuto.evaluation.gauc import gauc
-
-    rng = np.random.default_rng(seed)
-    rows, groups = 200_000, 4_000
-    label = (rng.random(rows) < 0.2).astype(np.float32)
-    score = np.round(rng.normal(size=rows) + label, 2)
-    group = rng.integers(0, groups, rows)
-
-    def plain() -> float:
-        order = np.argsort(group, kind="stable")
-        total = weight = 0.0
-        for at in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
-            y, positives = label[at], int(label[at].sum())
-            if 0 < positives < len(at):
-                wins = rankdata(score[at])[y > 0].sum() - positives * (positives + 1) / 2
-                total += len(at) * wins / (positives * (len(at) - positives))
-                weight += len(at)
-        return total / weight
-
-    return lambda: gauc(label, score, group), plain
+    >>> size_words(tables.StepSizes(rows=200_000, touched=4_000, dim=32))
+    'rows 200,000, touched 4,000, dim 32'
+    """
+    words = []
+    for name, value in dataclasses.asdict(sizes).items():
+        if isinstance(value, bool):
+            words += [name] if value else []
+        elif value:
+            words.append(f"{name} {value:,}")
+    return ", ".join(words)
 
 
-def _match(seed: int) -> tuple[Call, Call]:
-    import numpy as np
+_SCORING = attention.AttentionSizes(requests=1, candidates=500, length=1_000)
+_SAMPLES = attention.AttentionSizes(requests=1_024, candidates=1, length=50, width=32)
+_REQUESTS = attention.AttentionSizes(
+    requests=16, candidates=42, length=900, dim=48, units=32, width=66, softmax=True, prelu=True
+)  # a batch of Complete Journey
+_FEW_SAMPLES = dataclasses.replace(_SAMPLES, requests=16)
+_FEW_REQUESTS = dataclasses.replace(_REQUESTS, requests=2, candidates=6, length=40)
 
-    from sostenuto.features.match import DAY_MS, HALF_LIVES_DAYS, MatchIndex
-
-    rng = np.random.default_rng(seed)
-    users, length, candidates = 32, 1_000, 60
-    offsets = np.arange(users + 1) * length
-    time_ms = np.sort(rng.integers(0, 300 * DAY_MS, (users, length)), axis=1).ravel()
-    key = rng.integers(2, 5_000, users * length)
-    row = np.repeat(np.arange(users), candidates)
-    wanted = rng.integers(2, 5_000, users * candidates)
-    moment = np.full(users, 301 * DAY_MS)
-
-    def plain() -> object:
-        answers = []
-        for user in range(users):
-            met: dict[int, list[int]] = {}
-            for at in range(offsets[user], offsets[user + 1]):
-                met.setdefault(int(key[at]), []).append(int(time_ms[at]))
-            for item in wanted[row == user].tolist():
-                ages = [(int(moment[user]) - t) / DAY_MS for t in met.get(item, [])]
-                decayed = [sum(0.5 ** (age / half) for age in ages) for half in HALF_LIVES_DAYS]
-                answers.append((len(ages), min(ages, default=-1.0), *decayed))
-        return answers
-
-    return lambda: MatchIndex.build(offsets, time_ms, [key]).features(row, moment, [wanted]), plain
-
-
-def _attention(seed: int) -> tuple[Call, Call]:
-    import torch
-
-    from sostenuto.ops.target_attention import UnitWeights, factor, target_attention
-
-    generator = torch.Generator().manual_seed(seed)
-    requests, length, candidates, dim, units = 8, 1_000, 60, 32, 64
-    key = torch.randn(requests * length, dim, generator=generator)
-    query = torch.randn(requests * candidates, dim, generator=generator)
-    weight = torch.randn(units, 4 * dim, generator=generator) / dim
-    bias, out = torch.zeros(units), torch.randn(units, generator=generator) / units
-    w_key, w_query, w_product = factor(weight)
-    unit = UnitWeights(key=w_key, query=w_query, product=w_product, bias=bias, out=out, out_bias=torch.zeros(()))
-    key_offsets = torch.arange(requests + 1) * length
-    query_offsets = torch.arange(requests + 1) * candidates
-
-    @torch.inference_mode()
-    def plain() -> object:
-        parts = []
-        for b in range(requests):
-            k = key[b * length : (b + 1) * length].expand(candidates, -1, -1)
-            q = query[b * candidates : (b + 1) * candidates, None, :].expand(-1, length, -1)
-            scores = torch.relu(torch.cat([q, k, q - k, q * k], 2) @ weight.T + bias) @ out
-            parts.append((scores[..., None] * k).sum(1))
-        return torch.cat(parts)
-
-    @torch.inference_mode()
-    def ours() -> object:
-        return target_attention(query, query_offsets, key, key_offsets, key, unit)
-
-    return ours, plain
-
-
-def _touched_rows(seed: int) -> tuple[Call, Call]:
-    import torch
-
-    from sostenuto.training.touched_rows import TouchedRowOptimiser
-
-    generator = torch.Generator().manual_seed(seed)
-    rows, dim, touched = 200_000, 32, 4_000
-    at = torch.randperm(rows, generator=generator)[:touched].sort().values
-    values = torch.randn(touched, dim, generator=generator)
-    table, dense_table = torch.nn.Parameter(torch.zeros(rows, dim)), torch.nn.Parameter(torch.zeros(rows, dim))
-    optimiser, dense = TouchedRowOptimiser({"table": table}), torch.optim.Adam([dense_table], fused=True)
-    sparse = torch.sparse_coo_tensor(at[None], values, (rows, dim), check_invariants=True).coalesce()
-    dense_table.grad = sparse.to_dense()
-
-    def ours() -> object:
-        table.grad = sparse
-        return optimiser.step(1e-3)
-
-    return ours, dense.step
-
-
-MEASUREMENTS = {
+MEASUREMENTS: dict[str, Measurement] = {
     measurement.name: measurement
     for measurement in (
         Measurement(
-            name="gauc",
-            ours="GAUC of 200,000 rows in 4,000 groups",
-            plain="a loop over groups with scipy ranks",
-            make=_gauc,
+            name="attention_scoring",
+            what="target attention, forward",
+            make=attention.attention_forward,
+            sizes=_SCORING,
+            quick=dataclasses.replace(_SCORING, candidates=20, length=100),
         ),
         Measurement(
-            name="match_index",
-            ours="build and look up one level: 32 users x 1,000 behaviours, 60 candidates each",
-            plain="dictionaries and loops",
-            make=_match,
+            name="attention_50",
+            what="target attention, forward and backward",
+            make=attention.attention_training_beside_naive,
+            sizes=_SAMPLES,
+            quick=_FEW_SAMPLES,
         ),
         Measurement(
-            name="target_attention",
-            ours="factored unit, forward: 8 requests x 1,000 behaviours x 60 candidates, D 32, H 64",
-            plain="the concatenated input [q, k, q - k, q * k]",
-            make=_attention,
+            name="attention_200",
+            what="target attention, forward and backward",
+            make=attention.attention_training,
+            sizes=dataclasses.replace(_SAMPLES, length=200),
+            quick=_FEW_SAMPLES,
+        ),
+        Measurement(
+            name="attention_690",
+            what="target attention, forward and backward",
+            make=attention.attention_training,
+            sizes=dataclasses.replace(_SAMPLES, length=690),
+            quick=_FEW_SAMPLES,
+        ),
+        Measurement(
+            name="attention_requests",
+            what="target attention, forward and backward",
+            make=attention.attention_training,
+            sizes=_REQUESTS,
+            quick=_FEW_REQUESTS,
+        ),
+        Measurement(
+            name="bucket_sums",
+            what="SDIM's sums by hash bucket, forward and backward",
+            make=buckets.bucket_sums,
+            sizes=buckets.BucketSizes(users=16),
+            quick=buckets.BucketSizes(users=2, length=30),
+        ),
+        Measurement(
+            name="bucket_lookup",
+            what="SDIM's lookup in a cached state",
+            make=buckets.bucket_lookup,
+            sizes=buckets.BucketSizes(users=1, candidates=500),
+            quick=buckets.BucketSizes(users=2, length=30, candidates=10, signatures=4),
+        ),
+        Measurement(
+            name="table_lookup",
+            what="embedding rows, forward and backward",
+            make=tables.table_lookup,
+            sizes=tables.LookupSizes(rows=50_000, lookups=700_000, dim=16),
+            quick=tables.LookupSizes(rows=2_000, lookups=5_000, dim=16),
         ),
         Measurement(
             name="touched_rows",
-            ours="Adam step, 4,000 of 200,000 rows touched, D 32",
-            plain="torch's fused Adam over the whole table",
-            make=_touched_rows,
+            what="Adam step on the rows that a batch touched",
+            make=tables.touched_rows,
+            sizes=tables.StepSizes(rows=500_000, touched=4_000, dim=32),
+            quick=tables.StepSizes(rows=5_000, touched=50, dim=32),
+        ),
+        Measurement(
+            name="match_index",
+            what="match index built and looked up",
+            make=arrays.match_index,
+            sizes=arrays.MatchSizes(users=32, length=1_000, candidates=60),
+            quick=arrays.MatchSizes(users=4, length=100, candidates=10),
+        ),
+        Measurement(
+            name="gauc",
+            what="GAUC",
+            make=arrays.gauc,
+            sizes=arrays.AucSizes(rows=200_000, groups=4_000),
+            quick=arrays.AucSizes(rows=2_000, groups=50),
         ),
     )
 }
 
 
-def measure(name: str, *, rounds: int = 7, seed: int = 0) -> Timing:
-    """Run one measurement of the table."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A measurement with its times, beside the limits of the same run."""
+
+    measurement: Measurement
+    against: str  # what `plain` is
+    words: str
+    work: Work
+    bound: Bound
+    timing: Timing
+
+    @property
+    def operations_per_s(self) -> float:
+        """Operations that must be computed, in the median time."""
+        return self.work.operations / self.timing.ours
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes that must move, in the median time."""
+        return self.work.moved_bytes / self.timing.ours
+
+    @property
+    def share(self) -> float:
+        """Least possible time over the median time: 1 is the limit of the machine."""
+        return self.bound.seconds / self.timing.ours
+
+    @property
+    def intensity(self) -> float:
+        """Operations per byte."""
+        return self.work.operations / self.work.moved_bytes
+
+
+def find(name: str) -> Measurement:
+    """Return a measurement of the table."""
     if name not in MEASUREMENTS:
         known = ", ".join(MEASUREMENTS)
         raise SpecError(f"measurement must be one of {known}, got {name!r}.{did_you_mean(name, MEASUREMENTS)}")
+    return MEASUREMENTS[name]
+
+
+def measure(name: str, limits: Limits, *, rounds: int = 5, seed: int = 0, quick: bool = False) -> Measured:
+    """Run one measurement of the table, at the threads of the limits."""
+    measurement = find(name)
     if rounds < 1:
-        raise SpecError(f"rounds must be at least 1, got {rounds}; 7 is usual")
-    ours, plain = MEASUREMENTS[name].make(seed)
-    return time_in_turns(ours, plain, rounds=rounds)
+        raise SpecError(f"rounds must be at least 1, got {rounds}; 5 is usual")
+    with torch_threads(limits.threads):
+        case = measurement.make(measurement.quick if quick else measurement.sizes, seed)
+        timing = time_in_turns(case.ours, case.plain, case.naive, rounds=rounds, least_s=0.0 if quick else LEAST_S)
+    return Measured(
+        measurement=measurement,
+        against=case.against,
+        words=measurement.words(quick=quick),
+        work=case.work,
+        bound=limits.bound(case.work),
+        timing=timing,
+    )
 
 
-__all__ = ["MEASUREMENTS", "Measurement", "measure"]
+__all__ = ["MEASUREMENTS", "Measured", "Measurement", "find", "measure", "size_words"]

@@ -109,6 +109,12 @@ class RowsShape(ctypes.Structure):
     _fields_ = [(name, _I) for name in ("rows", "dim", "count", "threads")]
 
 
+class PeakShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [(name, _I) for name in ("rounds", "threads")]
+
+
 _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_attention_forward": 3,
     "sostenuto_attention_backward": 3,
@@ -120,6 +126,7 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_gather_rows": 4,
     "sostenuto_distinct_rows": 4,
     "sostenuto_sum_rows": 4,
+    "sostenuto_multiply_add_peak": 2,
 }
 
 
@@ -231,6 +238,7 @@ __all__ = [
     "InterestShape",
     "Library",
     "NoLibrary",
+    "PeakShape",
     "RowsShape",
     "any_library",
     "available",

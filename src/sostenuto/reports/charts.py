@@ -17,6 +17,7 @@ from sostenuto.reports.scales import Scale, domain, linear_ticks, spread_apart, 
 
 LINE = 15.0  # least distance of neighbouring labels
 CHARACTER = 6.3  # width of a letter of the label font, near enough
+BOLD = 7.4  # in the widest of the fonts that a page may fall back to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,12 +304,18 @@ _AROUND = (  # where a label may stand, from its mark; the first are best
 )
 
 
-def _placed_labels(points: Sequence[Point], places: Sequence[tuple[float, float]], room: _Box) -> list[Child]:
+def _placed_labels(
+    points: Sequence[Point],
+    places: Sequence[tuple[float, float]],
+    room: _Box,
+    avoid: Sequence[_Box] = (),
+    character: float = CHARACTER,
+) -> list[Child]:
     """Put each label where it covers least, trying places around its mark."""
-    taken = [_Box(px - 6, py - 6, px + 6, py + 6) for px, py in places]
+    taken = [*(_Box(px - 6, py - 6, px + 6, py + 6) for px, py in places), *avoid]
     out: list[Child] = []
     for point, (px, py) in sorted(zip(points, places, strict=True), key=lambda one: one[1][1]):
-        width = len(point.label) * CHARACTER + 2
+        width = len(point.label) * character + 2
         best: tuple[float, float, float, str, _Box] | None = None
         for rank, (dx, dy) in enumerate(_AROUND):
             anchor = "start" if dx > 0 else "end" if dx < 0 else "middle"
@@ -376,6 +383,117 @@ def scatter_chart(
         children.append(_dot(px, py, p.colour, tip, hollow=p.hollow, radius=5.2))
     children.extend(_placed_labels(shown, places, _Box(left, top - 8, right + 8, bottom)))
     return _svg(width, height, title, description, *children)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roof:
+    """A limit in a roofline chart: so many operations per second, or so many bytes per second."""
+
+    label: str
+    operations: float | None = None
+    bytes: float | None = None
+    thin: bool = False
+
+
+def roofline_chart(
+    points: Sequence[Point],
+    roofs: Sequence[Roof],
+    *,
+    title: str,
+    description: str,
+    x_caption: str,
+    y_caption: str,
+    key: Sequence[tuple[str, str]] = (),
+    width: float = 960,
+    height: float = 600,
+) -> Markup:
+    """Draw operations per second over operations per byte, both logarithmic, under the limits of a machine.
+
+    Args:
+        points:      `x` operations per byte, `y` operations per second; `small` other forms of the same work.
+        roofs:       the limits, in the units of the axes; at least one of operations.
+        title:       what the chart is.
+        description: what it shows, for those who do not see it.
+        x_caption:   what runs to the right.
+        y_caption:   what runs upwards.
+        key:         colour class and meaning of the marks.
+        width:       pixels.
+        height:      pixels.
+    """
+    left, right, top, bottom = 70.0, width - 24, 48.0, height - 78
+    shown = [p for p in points if p.y and p.x > 0]
+    peak = max(r.operations for r in roofs if r.operations)
+    ys = [v for p in shown for v in (p.y or peak, *p.small) if v > 0] + [peak]
+    slopes = [r.bytes for r in roofs if r.bytes]
+    xs = [p.x for p in shown] + [peak / slope for slope in slopes]
+    x = Scale(low=min(xs, default=0.1) / 6, high=max(xs, default=10.0) * 6, start=left, end=right, log=True)
+    y = Scale(low=min(ys) / 3, high=peak * 2.5, start=bottom, end=top, log=True)
+    children: list[Child] = [_text(left - 54, top - 22, y_caption, class_="axis", anchor="start")]
+    for tick in y.ticks:
+        children.append(_line(left, y(tick), right, y(tick), "grid"))
+        children.append(_text(left - 8, y(tick) + 4, significant(tick, 1), anchor="end"))
+    for tick in x.ticks:
+        children.append(_line(x(tick), top, x(tick), bottom, "grid"))
+        children.append(_text(x(tick), bottom + 20, significant(tick, 1)))
+    children.append(_text((left + right) / 2, bottom + 42, x_caption, class_="axis"))
+    places = [(x(p.x), y(p.y or peak)) for p in shown]
+    avoid = [_Box(px - 8, py - 8, px + 8, py + 8) for px, py in places]
+    avoid += [_Box(left, y(r.operations) - 1, right, y(r.operations) + 1) for r in roofs if r.operations]
+    for roof in roofs:
+        lines, boxes = _roof(roof, x, y, peak, max(slopes, default=peak), avoid)
+        children.extend(lines)
+        avoid.extend(boxes)
+    for p, (px, py) in zip(shown, places, strict=True):
+        for other in p.small:
+            children.append(_line(px, py, px, y(other), f"interval {p.colour}"))
+            children.append(_dot(px, y(other), p.colour, p.tip, hollow=True, radius=3.4))
+            avoid.append(_Box(px - 4, y(other) - 4, px + 4, y(other) + 4))
+            avoid.append(_Box(px - 1, min(py, y(other)), px + 1, max(py, y(other))))
+        children.append(_dot(px, py, p.colour, p.tip or p.label, radius=5.2))
+    children.extend(_placed_labels(shown, places, _Box(left, top, right, bottom), avoid, BOLD))
+    at = left
+    for colour, meaning in key:
+        children.append(_dot(at + 5, height - 16, colour.replace("hollow ", ""), meaning, hollow="hollow" in colour))
+        children.append(_text(at + 16, height - 12, meaning, anchor="start"))
+        at += 34 + len(meaning) * CHARACTER
+    return _svg(width, height, title, description, *children)
+
+
+def _roof(
+    roof: Roof, x: Scale, y: Scale, peak: float, steepest: float, avoid: Sequence[_Box]
+) -> tuple[list[Child], list[_Box]]:
+    """Return a limit's line with its name on it, and the places that the name takes."""
+    style = "line thin c7" if roof.thin else "line c6"
+    long = len(roof.label) * BOLD
+    if roof.operations:
+        from_x, level = x(roof.operations / steepest), y(roof.operations)
+        spots = [
+            (x.end - 4 - back * (x.end - from_x - long), level + dy) for back in (0, 0.3, 0.6, 0.9) for dy in (-7, 16)
+        ]
+        boxes = [_Box(end - long, base - 12, end, base + 4) for end, base in spots]
+        costs = [sum(box.overlap(other) for other in avoid) for box in boxes]
+        best = costs.index(min(costs))
+        name = _text(*spots[best], roof.label, class_="label c6", anchor="end")
+        return [tag("path", d=_path([(from_x, level), (x.end, level)]), class_=style), name], [boxes[best]]
+    if not roof.bytes:
+        return [], []
+    start, end = max(x.low, y.low / roof.bytes), peak / roof.bytes
+    from_x, from_y, to_x, to_y = x(start), y(start * roof.bytes), x(end), y(peak)
+    turn = math.atan2(to_y - from_y, to_x - from_x)
+    foot = 26.0  # pixels along the line before the name begins
+    name_x, name_y = from_x + foot * math.cos(turn), from_y + foot * math.sin(turn)
+    name = tag(
+        "text",
+        roof.label,
+        class_="label c6",
+        transform=f"translate({name_x:.1f} {name_y:.1f}) rotate({math.degrees(turn):.1f}) translate(0 -6)",
+    )
+    boxes = []
+    for step in range(0, int(math.hypot(to_x - from_x, to_y - from_y)), 12):  # the line and the name along it
+        px, py = from_x + step * math.cos(turn), from_y + step * math.sin(turn)
+        air = 16 if foot <= step <= foot + long else 2
+        boxes.append(_Box(px - air, py - air, px + 6, py + 2))
+    return [tag("path", d=_path([(from_x, from_y), (to_x, to_y)]), class_=style), name], boxes
 
 
 def reliability_chart(
@@ -477,6 +595,7 @@ def span_chart(
 
 __all__ = [
     "Point",
+    "Roof",
     "Series",
     "Span",
     "frontier",
@@ -484,6 +603,7 @@ __all__ = [
     "interval_chart",
     "line_chart",
     "reliability_chart",
+    "roofline_chart",
     "scatter_chart",
     "span_chart",
     "strip",

@@ -93,6 +93,12 @@ struct RowsShape {
   int64_t threads;
 };
 
+// Multiply-adds in registers.
+struct PeakShape {
+  int64_t rounds;   // of every chain
+  int64_t threads;  // each does them all
+};
+
 #define SOSTENUTO_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -120,4 +126,6 @@ SOSTENUTO_EXPORT int64_t sostenuto_distinct_rows(const RowsShape*, const int64_t
                                                  int32_t* place);
 // values (N, dim); sums (rows, dim) are written.
 SOSTENUTO_EXPORT void sostenuto_sum_rows(const RowsShape*, const float* values, const int32_t* place, float* sums);
+// found (2,) is written: the floating-point operations that were done, and what they came to.
+SOSTENUTO_EXPORT void sostenuto_multiply_add_peak(const PeakShape*, double* found);
 }
