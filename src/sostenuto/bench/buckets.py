@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sostenuto.bench.case import Case, beside_plain_twin
 from sostenuto.bench.work import RowGather, Work
 
-FLOAT, DOUBLE, INT64 = 4, 8, 8
+FLOAT, INT32, DOUBLE, INT64 = 4, 4, 8, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +16,7 @@ class BucketSizes:
 
     users: int  # B
     length: int = 900  # L behaviours of each user
+    items: int = 5_000  # U distinct ones
     candidates: int = 0  # of each user, in a lookup
     signatures: int = 48  # G
     bits: int = 3  # tau; 2 ** tau buckets a signature
@@ -27,15 +28,16 @@ class BucketSizes:
 def sums_work(sizes: BucketSizes) -> Work:
     """Count the sums and their gradient.
 
-    Per behaviour: S V products, and G S V additions into the buckets, in float64. Back: G S V additions of what the
-    buckets got, and S V multiply-adds. Read: values, weights and buckets of each behaviour twice; the gradient of
-    the table once. Written: the table, and the gradient of the values.
+    Per behaviour: S V products, and G S V additions into the buckets, in float32 inside a stretch. Back: G S V
+    additions of what the buckets got, and S V multiply-adds, in float64. Read: values, weights, places and buckets of
+    each behaviour twice; the gradient of the table once. Written: the table, and the gradient of the values.
     """
     behaviours, row = sizes.users * sizes.length, sizes.sets * sizes.width
     table = sizes.users * sizes.signatures * 2**sizes.bits * row
-    read_twice = FLOAT * sizes.width + DOUBLE * sizes.sets + INT64 * sizes.signatures
+    read_twice = FLOAT * sizes.width + DOUBLE * sizes.sets + INT64 + INT32 * sizes.signatures
     return Work(
-        double_flops=float(behaviours) * row * (2 * sizes.signatures + 3),
+        flops=float(behaviours) * row * (sizes.signatures + 1),
+        double_flops=float(behaviours) * row * (sizes.signatures + 2),
         streamed_bytes=2.0 * behaviours * read_twice + FLOAT * behaviours * sizes.width + 2.0 * DOUBLE * table,
     )
 
@@ -43,7 +45,7 @@ def sums_work(sizes: BucketSizes) -> Work:
 def lookup_work(sizes: BucketSizes) -> Work:
     """Count the lookup of candidates in a cached state.
 
-    Per candidate: the projection on G tau planes is G tau D multiply-adds in float64; G S V additions for the mean.
+    Per candidate: the projection on G tau planes is G tau D multiply-adds; G S V additions for the mean.
     Per element of the state: a square, an addition, a division in float64 for the length of its row. Read: the
     state, the planes, the vectors, and one row of S V a candidate and signature. Written: the result.
     """
@@ -51,8 +53,8 @@ def lookup_work(sizes: BucketSizes) -> Work:
     table = sizes.users * sizes.signatures * 2**sizes.bits * row
     planes = sizes.dim * sizes.signatures * sizes.bits
     return Work(
-        flops=float(candidates) * sizes.signatures * row,
-        double_flops=2.0 * candidates * planes + 3.0 * table,
+        flops=float(candidates) * (sizes.signatures * row + 2.0 * planes),
+        double_flops=3.0 * table,
         streamed_bytes=float(DOUBLE * table + FLOAT * planes + FLOAT * candidates * (sizes.dim + row)),
         gathers=(
             RowGather(rows=float(candidates) * sizes.signatures, row_bytes=FLOAT * row, table_bytes=FLOAT * table),
@@ -70,13 +72,15 @@ def bucket_sums(sizes: BucketSizes, seed: int) -> Case:
     behaviours, buckets = sizes.users * sizes.length, 2**sizes.bits
     values = torch.randn(behaviours, sizes.width, generator=generator).requires_grad_()
     weights = torch.rand(behaviours, sizes.sets, dtype=torch.float64, generator=generator)
-    ids = torch.randint(0, buckets, (behaviours, sizes.signatures), generator=generator)
+    ids = torch.randint(0, buckets, (sizes.items, sizes.signatures), generator=generator, dtype=torch.int32)
+    place = torch.randint(0, sizes.items, (behaviours,), generator=generator)
     offsets = torch.arange(sizes.users + 1) * sizes.length
     shape = (sizes.users, sizes.signatures, buckets, sizes.sets, sizes.width)
     upstream = torch.randn(*shape, dtype=torch.float64, generator=generator)
 
     def ours() -> object:
-        return torch.autograd.grad(weighted_bucket_sum(values, weights, ids, offsets, buckets), values, upstream)
+        table = weighted_bucket_sum(values, weights, ids, place, offsets, buckets)
+        return torch.autograd.grad(table, values, upstream)
 
     return beside_plain_twin(sums_work(sizes), ours)
 
@@ -101,13 +105,13 @@ def bucket_lookup(sizes: BucketSizes, seed: int) -> Case:
     values = torch.randn(behaviours, sizes.width, generator=generator)
     offsets, times = torch.arange(sizes.users + 1) * sizes.length, torch.arange(behaviours) * 3_600_000
     wanted = torch.randn(candidates, sizes.dim, generator=generator)
-    row = torch.arange(sizes.users).repeat_interleave(sizes.candidates)
+    starts = torch.arange(sizes.users + 1) * sizes.candidates
     with torch.inference_mode():
-        state = layer.encode(vectors, values, offsets, times)
+        state = layer.encode(layer.hash(vectors), torch.arange(behaviours), values, offsets, times)
 
     @torch.inference_mode()
     def ours() -> object:
-        return layer.lookup(state, wanted, row)
+        return layer.lookup(state, layer.hash(wanted), starts)
 
     return beside_plain_twin(lookup_work(sizes), ours)
 
