@@ -29,7 +29,7 @@ def drawn(lengths, seed, width=5, sets=2, groups=3, buckets=4, items=6):
 
 
 def assert_sums_agree(twin, plain, case):
-    """Stretches are summed in float32: an error of 1e-6 of the sum of absolute terms, a tenth of what the law allows."""
+    """Stretches are summed in float32: an error of 1e-6 of the sum of absolute terms, a tenth of the law's."""
     values, *others = case
     with using(None):
         terms = weighted_bucket_sum(values.detach().abs(), *others)

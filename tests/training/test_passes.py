@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_cuts_keep_within_bounds_and_lose_nothing(sizes: list[tuple[int, int]], 
     points = cut_points(events, candidates, most)
     assert points[0] == 0
     assert points[-1] == len(sizes)
-    for first, last in zip(points, points[1:], strict=False):
+    for first, last in itertools.pairwise(points):
         assert first < last
         pairs = sum(a * b for a, b in sizes[first:last])
         within = sum(events[first:last]) <= most and pairs <= PAIRS_PER_EVENT * most
