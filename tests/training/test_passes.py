@@ -58,6 +58,27 @@ def test_passes_add_up_to_the_gradient_of_the_batch(
         torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-6, msg=parameter)
 
 
+@pytest.mark.parametrize("name", ["mean_pool", "din", "sdim"])
+@pytest.mark.parametrize("activation", ["prelu", "dice"])
+def test_bfloat16_gives_nearly_the_same_gradient(name: str, activation: str) -> None:
+    config = dataclasses.replace(default_config(name), dropout=0.0, item_dim=4, tower_activation=activation)
+    batch = make_batch(FEATURES, SIZES, 3)
+    batch = dataclasses.replace(batch, labels=(torch.arange(len(batch.labels)) % 3 == 0).float())
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        ranker = build(name, config, FEATURES, seed=0)
+        assert isinstance(ranker, nn.Module)
+        ranker.train()
+        loss = accumulate(ranker, batch, objective_named("bce"), TrainingConfig(precision=precision))  # type: ignore[arg-type]
+        flat = [p.grad.to_dense().flatten() for p in ranker.parameters() if p.grad is not None]
+        assert all(part.dtype == torch.float32 for part in flat)
+        found[precision] = loss, torch.cat(flat)
+    assert found["bfloat16"][0] == pytest.approx(found["float32"][0], rel=0.02)
+    cosine = nn.functional.cosine_similarity(found["bfloat16"][1], found["float32"][1], dim=0)
+    assert float(cosine) > 0.99
+    assert not torch.equal(found["bfloat16"][1], found["float32"][1])
+
+
 @pytest.mark.parametrize("name", ["popularity", "din", "sdim"])
 def test_scores_do_not_depend_on_the_passes(name: str) -> None:
     batch = make_batch(FEATURES, SIZES, 3)

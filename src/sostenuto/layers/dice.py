@@ -28,7 +28,8 @@ class Dice(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Activate (N, dim)."""
         if self.training and values.shape[0] > 1:
-            mean, var = values.mean(0), values.var(0, unbiased=False)
+            kept = values.to(self.running_mean.dtype)  # autocast may hand lower precision in
+            mean, var = kept.mean(0), kept.var(0, unbiased=False)
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(var, self.momentum)

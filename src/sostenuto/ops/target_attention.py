@@ -15,6 +15,10 @@ Letters: Nc candidates, Nh behaviours (flat over B requests), D width of queries
 This file is the definition; `native_attention` is its compiled twin for float32 on a CPU. The plain form walks over
 requests in blocks that stay in the cache and recomputes in the backward pass, so that nothing larger than the scores
 (behaviours x candidates of a request) outlives a block.
+
+Under `torch.autocast` the plain form runs with its matrix products in the lower precision (bfloat16: about 3
+significant digits), while scores, their normalisation and all sums over behaviours stay in float32. Processors with
+matrix units for it (AMX) and GPUs are several times faster that way; others are slower.
 """
 
 from __future__ import annotations
@@ -173,9 +177,17 @@ class _Unit(NamedTuple):
         return [slice(j, min(j + rows, length)) for j in range(0, length, rows)]
 
 
-def _buffer(like: Tensor, units: int) -> Tensor:
+def _buffer(like: Tensor, units: int, precision: torch.dtype) -> Tensor:
     """Return a flat buffer that holds at least one row of the widest block of candidates."""
-    return like.new_empty(max(BLOCK_ELEMENTS, CANDIDATE_BLOCK * units))
+    return like.new_empty(max(BLOCK_ELEMENTS, CANDIDATE_BLOCK * units), dtype=precision)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a batched product to a total that may be of higher precision."""
+    if total.dtype == left.dtype:
+        total.baddbmm_(left, right)
+    else:
+        total += torch.bmm(left, right)
 
 
 class _Attend(torch.autograd.Function):
@@ -197,31 +209,33 @@ class _Attend(torch.autograd.Function):
         query_linear: Tensor | None,  # (Nc, D), its product with the key is added
         bundles: list[_Bundle],
         normalise: Normalise,
+        precision: torch.dtype,  # of the products
     ) -> Tensor:
         out = value.new_zeros(query.shape[0], value.shape[1])
         keep = any(ctx.needs_input_grad)
         kept: list[Tensor] = []
-        buffer = _buffer(query, w_out.shape[0])
+        buffer = _buffer(query, w_out.shape[0], precision)
+        readout = w_out.to(precision)
         for bundle in bundles:
             queries = _take(query, bundle.candidates)
-            unit = _unit(queries, key, query_hidden, key_hidden, w_key, w_product, bundle)
+            unit = _unit(queries, key, query_hidden, key_hidden, w_key, w_product, bundle, precision)
             scores = query.new_empty(*unit.keys.shape[:2], queries.shape[1])
             for rows in unit.row_blocks(buffer):
                 grid = unit.preactivation(buffer, rows).relu_()
-                scores[:, rows] = (grid.view(-1, w_out.shape[0]) @ w_out).view(grid.shape[:3])
+                scores[:, rows] = (grid.view(-1, w_out.shape[0]) @ readout).view(grid.shape[:3]).to(scores.dtype)
             scores += _take(query_score, bundle.candidates)[:, None]
             if key_score is not None:
                 scores += _take(key_score, bundle.behaviours)[:, :, None]
             if query_linear is not None:
-                scores.baddbmm_(unit.keys, _take(query_linear, bundle.candidates).mT)
+                _add_product(scores, unit.keys, _take(query_linear, bundle.candidates).mT.to(precision))
             weights = _normalised(scores, bundle, normalise)
-            found = weights.mT @ _take(value, bundle.behaviours)
+            found = (weights.mT.to(precision) @ _take(value, bundle.behaviours).to(precision)).to(out.dtype)
             if bundle.is_candidate is not None:
                 found = found * bundle.is_candidate.to(found)[:, :, None]
             _add(out, bundle.candidates, found)
             if keep:
                 kept.append(weights)
-        ctx.bundles, ctx.normalise, ctx.kept = bundles, normalise, kept
+        ctx.bundles, ctx.normalise, ctx.kept, ctx.precision = bundles, normalise, kept, precision
         ctx.save_for_backward(query, key, value, query_hidden, key_hidden, w_key, w_product, w_out, query_linear)
         ctx.has_key_score = key_score is not None
         return out
@@ -239,40 +253,44 @@ class _Attend(torch.autograd.Function):
         d_query_score = query.new_zeros(query.shape[0])
         d_key_score = key.new_zeros(key.shape[0]) if ctx.has_key_score else None
         d_query_linear = None if query_linear is None else torch.zeros_like(query_linear)
-        buffer = _buffer(query, units)
+        precision: torch.dtype = ctx.precision
+        buffer = _buffer(query, units, precision)
         for bundle, weights in zip(ctx.bundles, ctx.kept, strict=True):
             queries = _take(query, bundle.candidates)
             d_found = _take(d_out, bundle.candidates)
             if bundle.is_candidate is not None:
                 d_found = d_found * bundle.is_candidate.to(d_found)[:, :, None]
-            _add(d_value, bundle.behaviours, weights @ d_found)
-            d_weights = _take(value, bundle.behaviours) @ d_found.mT
+            upstream = d_found.to(precision)
+            _add(d_value, bundle.behaviours, (weights.to(precision) @ upstream).to(d_value.dtype))
+            d_weights = (_take(value, bundle.behaviours).to(precision) @ upstream.mT).to(weights.dtype)
             d_scores = _before_normalising(d_weights, weights, bundle, ctx.normalise)
             _add(d_query_score, bundle.candidates, d_scores.sum(1))
             if d_key_score is not None:
                 _add(d_key_score, bundle.behaviours, d_scores.sum(2))
 
-            unit = _unit(queries, key, query_hidden, key_hidden, w_key, w_product, bundle)
+            unit = _unit(queries, key, query_hidden, key_hidden, w_key, w_product, bundle, precision)
             groups, length, count = d_scores.shape
-            d_keys = torch.zeros_like(unit.keys)
+            d_keys = query.new_zeros(unit.keys.shape)
+            d_each = d_scores.to(precision)
             if query_linear is not None and d_query_linear is not None:
-                _add(d_query_linear, bundle.candidates, d_scores.mT @ unit.keys)
-                d_keys.baddbmm_(d_scores, _take(query_linear, bundle.candidates))
-            weighted = (unit.stacked.view(groups, count, units, dim) * w_out[:, None]).view(groups, -1, dim)
+                _add(d_query_linear, bundle.candidates, (d_each.mT @ unit.keys).to(query.dtype))
+                _add_product(d_keys, d_each, _take(query_linear, bundle.candidates).to(precision))
+            readout = w_out.to(precision)[:, None]
+            weighted = (unit.stacked.view(groups, count, units, dim) * readout).view(groups, -1, dim)
             # With g = 1[pre > 0] * ds, every gradient is linear in g: w is applied to the small sums, not to the block.
-            d_stacked = torch.zeros_like(unit.stacked)
+            d_stacked = query.new_zeros(unit.stacked.shape)
             d_hidden = query.new_zeros(groups, count * units)
             d_extra = None if key_hidden is None else query.new_empty(groups, length, units)
             for rows in unit.row_blocks(buffer):
                 grid = unit.preactivation(buffer, rows)
-                d_grid = d_scores[:, rows, :, None].expand(-1, -1, -1, units)
+                d_grid = d_each[:, rows, :, None].expand(-1, -1, -1, units)
                 torch.ops.aten.threshold_backward.grad_input(d_grid, grid, 0, grad_input=grid)
                 flat = grid.view(groups, -1, count * units)
-                d_stacked.baddbmm_(flat.mT, unit.keys[:, rows])
-                d_keys[:, rows].baddbmm_(flat, weighted)
-                d_hidden += flat.sum(1)
+                _add_product(d_stacked, flat.mT, unit.keys[:, rows])
+                _add_product(d_keys[:, rows], flat, weighted)
+                d_hidden += flat.sum(1, dtype=query.dtype)
                 if d_extra is not None:
-                    torch.sum(grid, 2, out=d_extra[:, rows])
+                    torch.sum(grid, 2, dtype=query.dtype, out=d_extra[:, rows])
             cube = d_stacked.view(groups, count, units, dim)
             d_hidden = d_hidden.view(groups, count, units)
             d_w_out += (unit.stacked * d_stacked).view(-1, units, dim).sum((0, 2)) + (unit.hidden * d_hidden).sum(
@@ -300,6 +318,7 @@ class _Attend(torch.autograd.Function):
             d_query_linear,
             None,
             None,
+            None,
         )
 
 
@@ -311,14 +330,22 @@ def _unit(
     w_key: Tensor,
     w_product: Tensor,
     bundle: _Bundle,
+    precision: torch.dtype,
 ) -> _Unit:
     """Gather a bundle's behaviours, and stack the (H, D) matrices of its candidates."""
     return _Unit(
-        keys=_take(key, bundle.behaviours),
-        stacked=(w_key + w_product * queries[:, :, None]).flatten(1, 2),
-        hidden=_take(query_hidden, bundle.candidates),
-        extra=None if key_hidden is None else _take(key_hidden, bundle.behaviours),
+        keys=_take(key, bundle.behaviours).to(precision),
+        stacked=(w_key + w_product * queries[:, :, None]).flatten(1, 2).to(precision),
+        hidden=_take(query_hidden, bundle.candidates).to(precision),
+        extra=None if key_hidden is None else _take(key_hidden, bundle.behaviours).to(precision),
     )
+
+
+def _lower_precision(device: torch.device) -> torch.dtype | None:
+    """Return the precision that autocast asks for on a device, None without it."""
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def target_attention(
@@ -348,6 +375,21 @@ def target_attention(
     Returns:
         (Nc, V); zeros for an empty history.
     """
+    precision = _lower_precision(query.device)
+    if precision is not None:
+        with torch.autocast(query.device.type, enabled=False):
+            hidden = None if key_hidden is None else key_hidden.float()
+            return _plain(
+                query.float(),
+                query_offsets,
+                key.float(),
+                key_offsets,
+                value.float(),
+                unit,
+                hidden,
+                normalise,
+                precision,
+            )
     query_hidden = torch.addmm(unit.bias, query, unit.query.T)
     if is_usable(query, key, value, unit.key, key_hidden):
         below = torch.zeros_like(unit.out) if unit.slope is None else unit.out * unit.slope
@@ -369,6 +411,21 @@ def target_attention(
             torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs),
         )[0]
         return found
+    return _plain(query, query_offsets, key, key_offsets, value, unit, key_hidden, normalise, query.dtype)
+
+
+def _plain(
+    query: Tensor,
+    query_offsets: Tensor,
+    key: Tensor,
+    key_offsets: Tensor,
+    value: Tensor,
+    unit: UnitWeights,
+    key_hidden: Tensor | None,
+    normalise: Normalise,
+    precision: torch.dtype,
+) -> Tensor:
+    query_hidden = torch.addmm(unit.bias, query, unit.query.T)
     w_out, query_linear, key_score = unit.out, None, None
     query_score = unit.out_bias.expand(query.shape[0])
     if unit.slope is not None:
@@ -393,6 +450,7 @@ def target_attention(
         query_linear,
         _bundles(query_offsets.tolist(), key_offsets.tolist(), w_out.shape[0]),
         normalise,
+        precision,
     )
     return out
 

@@ -48,6 +48,7 @@ class TrainingConfig:
     max_events: int = 131_072  # behaviours of one pass, and an eighth of its pairs; larger batches take several passes
     evaluations_per_epoch: int = 4  # on validation
     patience: int = 4  # evaluations in a row without a better validation GAUC before the run stops; 0 = never
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in training; see docs/performance.md
     steps: int | None = None  # stop after so many steps even inside the budget's epochs
     save_every_s: float = 120.0  # wall-clock seconds between saves for resuming, beside those at evaluations
     save_every_steps: int | None = None

@@ -152,7 +152,9 @@ def accumulate(
     share = shares_of(batch, weighting=config.weighting, listwise=config.listwise)
     value = 0.0
     for part in batch_parts(batch, config.max_events):
-        output = forward(ranker, part.batch)
+        with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            output = forward(ranker, part.batch)
+        output = dataclasses.replace(output, logits=output.logits.float())
         loss = loss_of(objective, output, part.batch, share.of(part.candidates), aux_share=part.share)
         value += float(loss.total.detach())
         if not math.isfinite(value):
