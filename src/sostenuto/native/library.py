@@ -94,6 +94,15 @@ class RowsShape(ctypes.Structure):
     _fields_ = [(name, _I) for name in ("rows", "dim", "count", "threads")]
 
 
+class SearchShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("requests", "width", "k", "threads")),
+        *((name, _P) for name in ("query_offsets", "key_offsets")),
+    ]
+
+
 _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_attention_forward": 3,
     "sostenuto_attention_backward": 3,
@@ -102,6 +111,8 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_gather_rows": 4,
     "sostenuto_distinct_rows": 4,
     "sostenuto_sum_rows": 4,
+    "sostenuto_hamming_top_k": 5,
+    "sostenuto_product_top_k": 5,
 }
 
 
@@ -212,6 +223,7 @@ __all__ = [
     "Library",
     "NoLibrary",
     "RowsShape",
+    "SearchShape",
     "any_library",
     "available",
     "library",
