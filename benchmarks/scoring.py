@@ -430,7 +430,7 @@ def picture(results: dict[str, Any]) -> str:
     bounds = sorted((r["length"], r["bound_s"]) for r in results["rows"] if r["bound_s"] is not None)
     series.append(
         Series(
-            label="DIN's FLOP bound",
+            label="FLOP bound",
             colour="c6",
             x=[length for length, _ in bounds],
             y=[1e3 * bound for _, bound in bounds],

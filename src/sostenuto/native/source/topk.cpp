@@ -12,14 +12,17 @@
 #include "parallel.h"
 #include "vectors.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int64_t kBytes = 4 * kWidth;      // of a vector
 constexpr int64_t kTogether = 4;            // candidates that meet a stretch of signatures before the next one comes
 constexpr int64_t kStretchBytes = 1 << 14;  // of signatures: half of a first-level cache
 constexpr int64_t kCrowd = 16 * kRows;      // candidates that share a block of products
-constexpr int64_t kBlock = 128;             // behaviours of a block of products; a multiple of kChunk and kWidth
-constexpr int64_t kChunk = 16;              // products that share one test whether any of them may be among the best
+constexpr int64_t kBlock = 128;             // behaviours of a block of products; a multiple of kWidth
 constexpr int64_t kNone = -1;
 
 // Some candidates of one request.
@@ -190,6 +193,19 @@ inline float product_of(int64_t rank) {
   return product;
 }
 
+// One bit for each number of a vector that is above `bound`, the first one lowest.
+inline uint32_t above(const float* numbers, float bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(numbers), _mm512_set1_ps(bound), _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(numbers), _mm256_set1_ps(bound), _CMP_GT_OQ));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= static_cast<uint32_t>(numbers[i] > bound) << i;
+  return bits;
+#endif
+}
+
 // The best of one candidate so far, some more than k: they are thinned out when the space is full. Then an older
 // behaviour must be above the k-th of them.
 struct Largest {
@@ -198,26 +214,19 @@ struct Largest {
   float bound = 0.0f;
   std::vector<int64_t> ranks;
 
-  explicit Largest(int64_t wanted) : k(wanted), ranks(2 * wanted + 2 * kChunk) {}
+  explicit Largest(int64_t wanted) : k(wanted), ranks(2 * wanted + 2 * kWidth) {}
 
   // Products of `count` behaviours, the newest, at `newest`, first.
   void meet(const float* products, int64_t count, int64_t newest) {
-    for (int64_t i = 0; i < count; i += kChunk) {
-      const int64_t end = std::min(i + kChunk, count);
-      if (full) {
-        if (end - i == kChunk) {
-          int wanted = 0;
-          for (int64_t j = 0; j < kChunk; ++j) wanted |= products[i + j] > bound;
-          if (!wanted) continue;
-        }
-        for (int64_t j = i; j < end; ++j) {  // written always, kept when it is above: nothing to guess
-          ranks[found] = rank_of(products[j], newest - j);
-          found += products[j] > bound;
-        }
-      } else {
-        for (int64_t j = i; j < end; ++j) ranks[found++] = rank_of(products[j], newest - j);
+    for (int64_t i = 0; i < count; i += kWidth) {
+      const int64_t here = std::min<int64_t>(kWidth, count - i);
+      uint32_t wanted = (uint32_t{1} << here) - 1;
+      if (full) wanted &= above(products + i, bound);
+      for (; wanted; wanted &= wanted - 1) {
+        const int64_t j = i + __builtin_ctz(wanted);
+        ranks[found++] = rank_of(products[j], newest - j);
       }
-      if (found + kChunk > static_cast<int64_t>(ranks.size())) thin();
+      if (found + kWidth > static_cast<int64_t>(ranks.size())) thin();
     }
   }
 
@@ -229,6 +238,7 @@ struct Largest {
   }
 
   void write(int64_t* positions, float* products) {
+    if (found > k) thin();
     std::sort(ranks.begin(), ranks.begin() + found, std::greater<int64_t>());
     const int64_t kept = std::min(k, found);
     for (int64_t i = 0; i < kept; ++i) {
