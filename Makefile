@@ -83,11 +83,12 @@ plain: export SOSTENUTO_BACKEND = plain
 plain: $(VENV)/.dev  ## operators and contract again, without the compiled twins
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/ops tests/layers tests/contract
 
-# leaks are not looked for: Python itself keeps memory to its end
+# leaks are not looked for: Python itself keeps memory to its end; libstdc++ must be there when the sanitizer looks for
+# what throws, or the first refused argument ends the run
 asan: $(VENV)/.dev  ## the compiled twins under the address sanitizer
 	$(BIN)/python -m sostenuto.native.building --into $(VENV)/asan --flags "-fsanitize=address -g -O1"
-	LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 SOSTENUTO_NATIVE=$(VENV)/asan \
-	  $(BIN)/python -m pytest -q tests/ops/test_native_attention.py tests/ops/test_native_buckets.py tests/ops/test_table_rows.py
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 SOSTENUTO_NATIVE=$(VENV)/asan \
+	  $(BIN)/python -m pytest -q tests/ops/test_native_attention.py tests/ops/test_native_buckets.py tests/ops/test_table_rows.py tests/ops/test_top_k.py
 
 doctest: $(VENV)/.dev  ## the examples in docstrings
 	$(BIN)/python -m pytest -q --doctest-modules src

@@ -49,6 +49,21 @@ def test_line_charts_hold_any_values_and_gaps(values, named):
     assert parsed.tags.count("circle") == sum(v is not None for v in values)
 
 
+@given(st.lists(st.floats(1e-3, 1e5), min_size=1, max_size=6))
+def test_logarithmic_line_charts_hold_any_values_above_zero(values):
+    series = [Series(label="DIN", colour="c0", x=[10.0**i for i in range(len(values))], y=values)]
+    parsed = marks_inside(line_chart(series, y_caption="ms", logarithmic=True, **words))
+    assert parsed.tags.count("circle") == len(values)
+
+
+def test_on_logarithmic_axes_equal_factors_are_equally_far_apart():
+    series = [Series(label="DIN", colour="c0", x=[1, 10, 100], y=[0.1, 1, 10])]
+    parsed = Parsed(line_chart(series, y_caption="ms", logarithmic=True, **words))
+    for name in ("cx", "cy"):
+        first, second, third = (float(v) for v in parsed.values("circle", name))
+        assert second - first == pytest.approx(third - second, abs=0.05)
+
+
 def test_a_gap_breaks_the_line():
     series = [Series(label="a", colour="c0", x=range(5), y=[0.1, 0.2, None, 0.3, 0.4])]
     svg = line_chart(series, y_caption="y", **words)

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-VERSION = 4  # of the C interface; a library of another version is not used
+VERSION = 5  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/attention.cpp
 _P, _I = ctypes.c_void_p, ctypes.c_int64
@@ -115,6 +115,15 @@ class PeakShape(ctypes.Structure):
     _fields_ = [(name, _I) for name in ("rounds", "threads")]
 
 
+class SearchShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("requests", "width", "k", "threads")),
+        *((name, _P) for name in ("query_offsets", "key_offsets")),
+    ]
+
+
 _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_attention_forward": 3,
     "sostenuto_attention_backward": 3,
@@ -127,6 +136,8 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_distinct_rows": 4,
     "sostenuto_sum_rows": 4,
     "sostenuto_multiply_add_peak": 2,
+    "sostenuto_hamming_top_k": 5,
+    "sostenuto_product_top_k": 5,
 }
 
 
@@ -240,6 +251,7 @@ __all__ = [
     "NoLibrary",
     "PeakShape",
     "RowsShape",
+    "SearchShape",
     "any_library",
     "available",
     "library",

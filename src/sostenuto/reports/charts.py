@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sostenuto.reports.markup import Child, Markup, tag
 from sostenuto.reports.numbers import fixed, short_count, significant, thousands
-from sostenuto.reports.scales import Scale, domain, linear_ticks, spread_apart, tick_digits
+from sostenuto.reports.scales import Scale, domain, linear_ticks, log_domain, spread_apart, tick_digits
 
 LINE = 15.0  # least distance of neighbouring labels
 CHARACTER = 6.3  # width of a letter of the label font, near enough
@@ -86,7 +86,8 @@ def _y_axis(scale: Scale, left: float, right: float, caption: str) -> list[Marku
     out: list[Markup] = []
     for tick in ticks:
         out.append(_line(left, scale(tick), right, scale(tick), "grid"))
-        out.append(_text(left - 8, scale(tick) + 4, _tick_text(ticks, tick), anchor="end"))
+        words = (thousands(tick) if tick >= 1 else f"{tick:g}") if scale.log else _tick_text(ticks, tick)
+        out.append(_text(left - 8, scale(tick) + 4, words, anchor="end"))
     out.append(_text(0, scale.end - 14, caption, class_="axis", anchor="start"))
     return out
 
@@ -128,6 +129,7 @@ def line_chart(
     band: bool = True,
     dots: bool = True,
     y_range: tuple[float, float] | None = None,
+    logarithmic: bool = False,
 ) -> Markup:
     """Draw lines with interval bands; each is named at its end.
 
@@ -145,16 +147,18 @@ def line_chart(
         band:        draw intervals.
         dots:        draw points.
         y_range:     least and greatest y; default what the lines need.
+        logarithmic: both axes; every x and y must then be above 0.
     """
     longest = max((len(s.label) for s in series), default=0)
     left, right = 52.0, width - longest * CHARACTER - 26
     top, bottom = 34.0, height - (58 if x_details else 44)
-    span = y_range or domain(v for s in series for v in s.y)
-    y = Scale(low=span[0], high=span[1], start=bottom, end=top)
+    ys = [v for s in series for v in s.y]
+    span = y_range or (log_domain(ys) if logarithmic else domain(ys))
+    y = Scale(low=span[0], high=span[1], start=bottom, end=top, log=logarithmic)
     xs = [v for s in series for v in s.x]
     x_low, x_high = (min(xs), max(xs)) if xs else (0.0, 1.0)
     inset = 18.0 if x_names else 0.0
-    x = Scale(low=x_low, high=x_high, start=left + inset, end=right - inset)
+    x = Scale(low=x_low, high=x_high, start=left + inset, end=right - inset, log=logarithmic)
     children: list[Child] = list(_y_axis(y, left, right, y_caption))
     if x_names:
         for i, name in enumerate(x_names):

@@ -76,6 +76,19 @@ def domain(values: Iterable[float | None], *, padding: float = 0.06, least: floa
     return low - air, high + air
 
 
+def log_domain(values: Iterable[float | None]) -> tuple[float, float]:
+    """Return a range of powers of ten that holds all finite values above 0; (1, 10) for none.
+
+    >>> log_domain([0.3, 42.0])
+    (0.1, 100.0)
+    """
+    finite = [v for v in values if v is not None and math.isfinite(v) and v > 0]
+    if not finite:
+        return 1.0, 10.0
+    low, high = math.floor(math.log10(min(finite))), math.ceil(math.log10(max(finite)))
+    return 10.0**low, 10.0 ** max(high, low + 1)
+
+
 def spread_apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move labels as little as needed so that neighbours are `gap` apart and all lie in low .. high.
 
@@ -105,4 +118,4 @@ def spread_apart(places: Sequence[float], gap: float, low: float, high: float) -
     return out
 
 
-__all__ = ["Scale", "domain", "linear_ticks", "log_ticks", "spread_apart", "tick_digits"]
+__all__ = ["Scale", "domain", "linear_ticks", "log_domain", "log_ticks", "spread_apart", "tick_digits"]

@@ -99,6 +99,16 @@ struct PeakShape {
   int64_t threads;  // each does them all
 };
 
+// Search of the nearest behaviours; letters as in ops/top_k.py.
+struct SearchShape {
+  int64_t requests;              // B
+  int64_t width;                 // words of a signature; floats of a vector
+  int64_t k;                     // at least 1
+  int64_t threads;
+  const int64_t* query_offsets;  // (B + 1,)
+  const int64_t* key_offsets;    // (B + 1,); the last is below 2 ** 31
+};
+
 #define SOSTENUTO_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -128,4 +138,10 @@ SOSTENUTO_EXPORT int64_t sostenuto_distinct_rows(const RowsShape*, const int64_t
 SOSTENUTO_EXPORT void sostenuto_sum_rows(const RowsShape*, const float* values, const int32_t* place, float* sums);
 // found (2,) is written: the floating-point operations that were done, and what they came to.
 SOSTENUTO_EXPORT void sostenuto_multiply_add_peak(const PeakShape*, double* found);
+// query (Nc, width) and key (Nh, width) signatures; positions and distances (Nc, k) are written, -1 where a row is short.
+SOSTENUTO_EXPORT void sostenuto_hamming_top_k(const SearchShape*, const int64_t* query, const int64_t* key,
+                                              int64_t* positions, int64_t* distances);
+// query (Nc, width) and key (Nh, width); positions and products (Nc, k) are written, -1 and -inf where a row is short.
+SOSTENUTO_EXPORT void sostenuto_product_top_k(const SearchShape*, const float* query, const float* key,
+                                              int64_t* positions, float* products);
 }

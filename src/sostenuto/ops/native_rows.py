@@ -1,0 +1,64 @@
+"""The compiled twin of indexing rows, as a torch operator; the definition is `values[index]`."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sostenuto.native.library import RowsShape, any_library
+
+
+def _call(name: str, rows: int, like: Tensor, *tensors: Tensor) -> None:
+    shape = RowsShape(rows=rows, dim=like.shape[1], count=like.shape[0], threads=torch.get_num_threads())
+    getattr(any_library().handle, name)(ctypes.byref(shape), *(t.data_ptr() for t in tensors))
+
+
+@torch.library.custom_op("sostenuto::gather_rows", mutates_args=())
+def gather(values: Tensor, index: Tensor) -> Tensor:
+    """Return (M, D) rows of (R, D) float32 values at an (M,) int64 index."""
+    rows = values.shape[0]
+    low, high = (0, 0) if not index.numel() else map(int, index.aminmax())
+    if index.numel() and (low < 0 or high >= rows):
+        raise IndexError(f"index must be in [0, {rows}), got {low} to {high}; drop what points at nothing")
+    out = values.new_empty(index.shape[0], values.shape[1])
+    held, places = values.contiguous(), index.contiguous()
+    _call("sostenuto_gather_rows", rows, out, held, places, out)
+    return out
+
+
+@gather.register_fake
+def _(values: Tensor, index: Tensor) -> Tensor:
+    return values.new_empty(index.shape[0], values.shape[1])
+
+
+@torch.library.custom_op("sostenuto::gather_rows_backward", mutates_args=())
+def gather_backward(d_out: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Return the (rows, D) gradient of the values, summed in the order of the index."""
+    upstream, places = d_out.contiguous(), index.to(torch.int32)
+    sums = upstream.new_empty(rows, upstream.shape[1])
+    _call("sostenuto_sum_rows", rows, upstream, upstream, places, sums)
+    return sums
+
+
+@gather_backward.register_fake
+def _(d_out: Tensor, index: Tensor, rows: int) -> Tensor:
+    return d_out.new_empty(rows, d_out.shape[1])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, index = inputs
+    ctx.rows = values.shape[0]
+    ctx.save_for_backward(index)
+
+
+def _backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
+    (index,) = ctx.saved_tensors
+    return gather_backward(d_out, index, ctx.rows), None
+
+
+gather.register_autograd(_backward, setup_context=_setup)
+
+__all__ = ["gather", "gather_backward"]

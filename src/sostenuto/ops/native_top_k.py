@@ -1,0 +1,64 @@
+"""The compiled twins of the searches, as torch operators; the definitions are the plain forms in `top_k`."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from sostenuto.native.library import SearchShape, any_library
+
+
+def _checked(offsets: Tensor, rows: int, name: str) -> Tensor:
+    """Return contiguous offsets after a look that they stay inside the rows: nothing may be read beyond an array."""
+    offsets = offsets.contiguous()
+    inside = offsets.shape[0] > 0 and int(offsets[0]) == 0 and int(offsets[-1]) == rows
+    if not inside or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"{name} must rise from 0 to {rows}, got {offsets.tolist()[:5]}...; make them with cumsum")
+    return offsets
+
+
+def _search(
+    name: str, query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    starts = _checked(query_offsets, query.shape[0], "query_offsets")
+    ends = _checked(key_offsets, key.shape[0], "key_offsets")
+    shape = SearchShape(
+        requests=starts.shape[0] - 1,
+        width=query.shape[1],
+        k=k,
+        threads=torch.get_num_threads(),
+        query_offsets=starts.data_ptr(),
+        key_offsets=ends.data_ptr(),
+    )
+    positions = starts.new_empty(query.shape[0], k)
+    values = query.new_empty(query.shape[0], k)
+    tensors = (query.contiguous(), key.contiguous(), positions, values)
+    getattr(any_library().handle, name)(ctypes.byref(shape), *(t.data_ptr() for t in tensors))
+    return positions, values
+
+
+@torch.library.custom_op("sostenuto::hamming_top_k", mutates_args=())
+def hamming_search(
+    query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Return (Nc, k) positions and distances for (Nc, words) and (Nh, words) int64 signatures."""
+    return _search("sostenuto_hamming_top_k", query, query_offsets, key, key_offsets, k)
+
+
+@torch.library.custom_op("sostenuto::product_top_k", mutates_args=())
+def product_search(
+    query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Return (Nc, k) positions and products for (Nc, D) and (Nh, D) float32 vectors; nothing has a gradient."""
+    return _search("sostenuto_product_top_k", query, query_offsets, key, key_offsets, k)
+
+
+@hamming_search.register_fake
+@product_search.register_fake
+def _(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    return query_offsets.new_empty(query.shape[0], k), query.new_empty(query.shape[0], k)
+
+
+__all__ = ["hamming_search", "product_search"]
