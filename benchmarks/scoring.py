@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from sostenuto.models import table
 from sostenuto.ops.backend import library, notice
+from sostenuto.ops.multiply_adds import multiply_adds
 from sostenuto.ops.simhash import random_hyperplanes, signature_bits
 from sostenuto.ops.top_k import TopK, hamming_top_k, inner_product_top_k, pack_signatures, selected
 from sostenuto.reports.charts import Series, line_chart
@@ -48,12 +49,7 @@ SIGNATURE, KEPT = 64, 50  # bits of ETA's signatures, behaviours that it attends
 LENGTHS = (50, 200, 1_000, 10_000, 100_000)
 NAIVE_LENGTH, LONG = 1_000, 10_000
 HOUR_MS = 3_600_000
-SWITCHED_OFF = (
-    "gap_values",
-    "history_gaps",
-    "products",
-    "wide",
-)  # what the naive model does not have; where there is one
+SWITCHED_OFF = {"gaps": False, "products": False, "wide": False}  # what the naive model does not have
 
 Call = Callable[[], object]
 
@@ -85,9 +81,7 @@ def build(name: str, **changes: Any) -> Any:
     if name == "sdim":
         wanted |= {"num_hashes": HASHES, "hash_bits": BITS, "half_life_days": (), "short_recent": SHORT}
     config = table.config_class(name)
-    there = {field.name for field in dataclasses.fields(config)}
-    wanted |= {switch: False for switch in SWITCHED_OFF if switch in there}
-    return table.build(name, config(**wanted | changes), features, seed=0).eval()
+    return table.build(name, config(**wanted | SWITCHED_OFF | changes), features, seed=0).eval()
 
 
 class NaiveDIN(nn.Module):
@@ -224,14 +218,17 @@ def measure(systems: Sequence[System], *, rounds: int, seconds: float) -> dict[t
 
 
 def peak_flops(seconds: float = 1.0) -> float:
-    """Return the float32 multiplications and additions a second that one thread reaches, by a product of matrices."""
-    size = 768
+    """Return the float32 multiplications and additions a second that one thread reaches, in registers or a product."""
+    size, rounds = 768, 200_000
     a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
     best, started = 0.0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         before = time.perf_counter()
         torch.mm(a, b, out=out)
-        best = max(best, 2.0 * size**3 / (time.perf_counter() - before))
+        between = time.perf_counter()
+        in_registers = multiply_adds(rounds) or 0.0
+        after = time.perf_counter()
+        best = max(best, 2.0 * size**3 / (between - before), in_registers / (after - between))
     return best
 
 
