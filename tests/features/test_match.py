@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sostenuto.features import match
 from sostenuto.features.match import DAY_MS, HALF_LIVES_DAYS, MatchIndex, match_names
 
 MOMENT = 1_600_000_000_000
@@ -58,6 +60,25 @@ def test_features_equal_a_loop_over_the_history(
     assert got.shape == (len(row), len(match_names(("item",))))
     want = [slow_features(rows[r], int(k), int(moments[r])) for r, k in zip(row, asked, strict=True)]
     np.testing.assert_allclose(got, np.array(want), rtol=1e-5, atol=1e-6)
+
+
+@given(histories(), st.lists(st.integers(0, 8), min_size=1, max_size=5), st.booleans())
+@settings(deadline=None)
+def test_an_index_of_what_is_asked_gives_the_same_answers(
+    drawn: tuple[list[list[tuple[int, int]]], np.ndarray[Any, Any]], keys: list[int], marked: bool
+) -> None:
+    rows, moments = drawn
+    row = np.repeat(np.arange(len(rows)), len(keys))
+    asked = np.tile(np.array(keys, np.int64), len(rows))
+    whole = built(rows)
+    flat = [event for part in rows for event in part]
+    key, time = (np.array([event[k] for event in flat], np.int64) for k in range(2))
+    offsets = np.concatenate(([0], np.cumsum([len(r) for r in rows]))).astype(np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        if not marked:
+            patch.setattr(match, "MARKS_AT_MOST", 0)
+        part = MatchIndex.build(offsets, time, [key], (row, [asked]))
+    np.testing.assert_array_equal(part.features(row, moments, [asked]), whole.features(row, moments, [asked]))
 
 
 @given(histories(), st.data())

@@ -20,7 +20,7 @@ def test_popularity_counts_strictly_before_the_request(
     item, when, place = (np.array([e[k] for e in events], np.int64) for k in range(3))
     index = PopularityIndex(item, when * step, place, num_items=8)
     asked, moment, where = (np.array([q[k] for q in queries], np.int64) for k in range(3))
-    got = index.features(asked, moment * step, where)
+    got = index.features(asked, np.arange(len(asked)), moment * step, where)
     for q, (i, t, p) in enumerate(queries):
         before = [e for e in events if e[1] < t]
         recent = [e for e in before if (t - e[1]) * step <= WINDOW_MS]

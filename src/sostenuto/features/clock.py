@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from sostenuto.schema.features import FIRST_KNOWN, Field
+
+FEW = 256  # moments that are converted one by one
 
 CLOCK_FIELDS = (
     Field(name="hour_of_day", kind="categorical", size=FIRST_KNOWN + 24),
@@ -22,6 +26,13 @@ def local_clock(time_ms: npt.NDArray[Any], time_zone: str) -> dict[str, npt.NDAr
     >>> {k: int(v[0]) for k, v in local_clock(np.array([1483271606000]), "America/New_York").items()}
     {'hour_of_day': 8, 'day_of_week': 8}
     """
+    if len(time_ms) <= FEW:  # polars takes a millisecond whatever it is given
+        zone = ZoneInfo(time_zone)
+        local = [dt.datetime.fromtimestamp(ms // 1000, zone) for ms in np.asarray(time_ms).tolist()]
+        return {
+            "hour_of_day": np.array([moment.hour + FIRST_KNOWN for moment in local], np.int64),
+            "day_of_week": np.array([moment.weekday() + FIRST_KNOWN for moment in local], np.int64),
+        }
     moments = pl.Series(np.asarray(time_ms, np.int64)).cast(pl.Datetime("ms", "UTC")).dt.convert_time_zone(time_zone)
     return {
         "hour_of_day": moments.dt.hour().to_numpy().astype(np.int64) + FIRST_KNOWN,

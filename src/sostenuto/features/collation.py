@@ -140,13 +140,14 @@ class Collator:
         item = np.asarray(item, np.int64)
         row = np.repeat(np.arange(num_requests), np.diff(candidate_offsets))
         fields = dict(candidate_fields) | {name: column[item] for name, column in self._item_fields.items()}
-        fields |= self._popularity.features(item, time_ms[row], place[row])
+        fields |= self._popularity.features(item, row, time_ms, place)
         category = self._category[item]
         match = np.zeros((num_candidates, 0), np.float32)
         if self.features.match:
             keys = level_keys(self.features, past_item, past_category, past_fields)
-            index = MatchIndex.build(history_offsets, history["time_ms"], keys)
-            match = index.features(row, time_ms, level_keys(self.features, item, category, fields))
+            asked = level_keys(self.features, item, category, fields)
+            index = MatchIndex.build(history_offsets, history["time_ms"], keys, (row, asked))
+            match = index.features(row, time_ms, asked)
         context = dict(context_fields) | local_clock(time_ms, self.data.manifest.time_zone)
         context |= {name: column[user] for name, column in self._user_fields.items()}
         zeros = np.zeros(num_candidates)

@@ -22,6 +22,7 @@ DAY_MS = 86_400_000
 HALF_LIVES_DAYS = (7.0, 28.0)  # a week and a four-week cycle
 _RATES = np.log(2.0) / (np.array(HALF_LIVES_DAYS) * DAY_MS)  # per ms
 _PER_LEVEL = ("count", "decayed_7d", "decayed_28d", "recency", "share")
+MARKS_AT_MOST = 1 << 24  # one byte each, when behaviours are held against what is asked
 _PER_USER = ("user.length", "user.recency")
 
 
@@ -47,6 +48,17 @@ def level_keys(features: FeatureSpec, item: Array, category: Array, fields: Mapp
     return [item, *fine_to_coarse, *named]
 
 
+def _occurs(row: Array, key: Array, asked_row: Array, asked_key: Array, *, num_rows: int) -> Array:
+    """Say of each (row, key) whether it is among the asked ones."""
+    span = int(max(key.max(initial=0), asked_key.max(initial=0))) + 1
+    joint, asked = row * span + key, asked_row * span + asked_key
+    if num_rows * span > MARKS_AT_MOST:
+        return np.asarray(np.isin(joint, asked))
+    marks = np.zeros(num_rows * span, np.bool_)
+    marks[asked] = True
+    return np.asarray(marks[joint])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelIndex:
     """One level of B users' indices, jagged: row b holds its known keys in rising order."""
@@ -58,9 +70,14 @@ class LevelIndex:
     decayed: Array  # (U, 2) float64, the decayed counts as they stood at last_ms
 
     @classmethod
-    def build(cls, row: Array, num_rows: int, key: Array, time_ms: Array) -> LevelIndex:
-        """Build from behaviours grouped by row, times rising inside a row."""
-        known = np.flatnonzero(key >= FIRST_KNOWN)
+    def build(
+        cls, row: Array, num_rows: int, key: Array, time_ms: Array, asked: tuple[Array, Array] | None = None
+    ) -> LevelIndex:
+        """Build from behaviours grouped by row, times rising inside a row; given `asked` (row, key) pairs, of those."""
+        wanted = key >= FIRST_KNOWN
+        if asked is not None:
+            wanted &= _occurs(row, key, *asked, num_rows=num_rows)
+        known = np.flatnonzero(wanted)
         row, key, time_ms = row[known], key[known].astype(np.int64), time_ms[known]
         span = int(key.max()) + 1 if len(key) else 1
         joint = row * span + key
@@ -121,13 +138,22 @@ class MatchIndex:
     last_ms: Array  # (B,) int64 time of the newest one; meaningless when length is 0
 
     @classmethod
-    def build(cls, offsets: Array, time_ms: Array, keys: list[Array]) -> MatchIndex:
-        """Build from jagged behaviours: `offsets` (B + 1,), `time_ms` (N,), one key array (N,) per level."""
+    def build(
+        cls, offsets: Array, time_ms: Array, keys: list[Array], asked: tuple[Array, list[Array]] | None = None
+    ) -> MatchIndex:
+        """Build from jagged behaviours: `offsets` (B + 1,), `time_ms` (N,), one key array (N,) per level.
+
+        `asked` is the row (C,) and per level the keys (C,) that will be looked up, where that is known: an index that
+        answers one batch holds nothing else, and gives the same answers.
+        """
         length = np.diff(offsets)
         row = np.repeat(np.arange(len(length)), length)
         newest = np.maximum(offsets[1:] - 1, 0)
         last_ms = time_ms[newest] if len(time_ms) else np.zeros(len(length), np.int64)
-        levels = tuple(LevelIndex.build(row, len(length), key, time_ms) for key in keys)
+        wanted = [None] * len(keys) if asked is None else [(asked[0], key) for key in asked[1]]
+        levels = tuple(
+            LevelIndex.build(row, len(length), key, time_ms, pairs) for key, pairs in zip(keys, wanted, strict=True)
+        )
         return cls(levels=levels, length=length, last_ms=np.where(length > 0, last_ms, 0))
 
     def append(self, time_ms: Array, keys: list[Array]) -> MatchIndex:

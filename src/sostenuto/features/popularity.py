@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sostenuto.schema.errors import DataError
 from sostenuto.schema.features import Field
 
 Array = npt.NDArray[Any]
@@ -19,40 +20,37 @@ POPULARITY_FIELDS = (
 )
 
 
-def count_before(times: Array, start: Array, end: Array, moment: Array) -> Array:
-    """Count, per query, the entries of `times[start:end]` (rising) that are strictly below `moment`.
-
-    A binary search over many segments at once: O(log of the longest) numpy passes over the queries.
-    """
-    low, high = start.astype(np.int64), end.astype(np.int64)
-    while True:
-        open_ = low < high
-        if not open_.any():
-            return low - start
-        middle = (low + high) >> 1
-        below = times[np.minimum(middle, len(times) - 1)] < moment
-        low = np.where(open_ & below, middle + 1, low)
-        high = np.where(open_ & ~below, middle, high)
-
-
 class EventTimes:
-    """Sorted event times per key: answers "how many events of this key in [from, to)"."""
+    """Sorted event times per key: answers "how many events of this key in [from, to)".
+
+    Key and time are one number, so that one binary search answers: rank of the key times the span of all times, plus
+    the time.
+    """
 
     def __init__(self, key: Array, time_ms: Array) -> None:
-        order = np.lexsort((time_ms, key))
-        self.times = np.ascontiguousarray(time_ms[order])
-        self.keys, starts = np.unique(key[order], return_index=True)
-        self.bounds = np.append(starts, len(order)).astype(np.int64)
+        self.first_ms = int(time_ms.min()) if len(time_ms) else 0
+        self.span = (int(time_ms.max()) - self.first_ms + 1 if len(time_ms) else 0) + 1
+        self.keys, rank, events = np.unique(key, return_inverse=True, return_counts=True)
+        self.starts = np.cumsum(events) - events
+        if len(self.keys) * self.span > np.iinfo(np.int64).max:
+            raise DataError(
+                f"keys times milliseconds of the log must be below 2 ** 63, got {len(self.keys)} keys over "
+                f"{self.span} ms; look for times far outside the log's years"
+            )
+        self.joint = np.sort(rank.reshape(-1) * self.span + (time_ms - self.first_ms))
 
     def count(self, key: Array, moment: Array, since: Array | None = None) -> Array:
         """Return (C,) events of `key` with time in [since, moment)."""
         if not len(self.keys):
             return np.zeros(len(key), np.int64)
         at = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
-        known = self.keys[at] == key
-        start, end = self.bounds[at], np.where(known, self.bounds[at + 1], self.bounds[at])
-        before = count_before(self.times, start, end, moment)
-        return before if since is None else before - count_before(self.times, start, end, since)
+        base = at * self.span
+        high = np.searchsorted(self.joint, base + self._inside(moment))
+        low = self.starts[at] if since is None else np.searchsorted(self.joint, base + self._inside(since))
+        return np.where(self.keys[at] == key, np.maximum(high - low, 0), 0)
+
+    def _inside(self, moment: Array) -> Array:
+        return np.asarray(np.clip(moment - self.first_ms, 0, self.span - 1))
 
 
 class PopularityIndex:
@@ -70,22 +68,24 @@ class PopularityIndex:
         self.by_place = EventTimes(place, time_ms)
         self.all_times = np.sort(time_ms)
 
-    def features(self, item: Array, time_ms: Array, place: Array) -> dict[str, Array]:
-        """Return the columns of POPULARITY_FIELDS for C candidates; everything counts strictly before `time_ms`.
+    def features(self, item: Array, row: Array, time_ms: Array, place: Array) -> dict[str, Array]:
+        """Return the columns of POPULARITY_FIELDS for C candidates; everything counts strictly before the request.
 
         Args:
             item:     (C,) int64.
-            time_ms:  (C,) int64 request time.
-            place:    (C,) int64 place of the request; 0 (missing) counts the events without a place.
+            row:      (C,) int64 request of each candidate.
+            time_ms:  (B,) int64 request time.
+            place:    (B,) int64 place of the request; 0 (missing) counts the events without a place.
         """
         since = time_ms - WINDOW_MS
         total = np.searchsorted(self.all_times, time_ms)
         recent_total = total - np.searchsorted(self.all_times, since)
         at_place = self.by_place.count(place, time_ms)
+        moment, pair = time_ms[row], place[row] * self.num_items + item
         return {
-            "popularity": _log_share(self.by_item.count(item, time_ms), total),
-            "popularity_28d": _log_share(self.by_item.count(item, time_ms, since), recent_total),
-            "popularity_place": _log_share(self.by_pair.count(place * self.num_items + item, time_ms), at_place),
+            "popularity": _log_share(self.by_item.count(item, moment), total[row]),
+            "popularity_28d": _log_share(self.by_item.count(item, moment, since[row]), recent_total[row]),
+            "popularity_place": _log_share(self.by_pair.count(pair, moment), at_place[row]),
         }
 
 
@@ -93,4 +93,4 @@ def _log_share(count: Array, total: Array) -> Array:
     return np.log1p(1e6 * count / np.maximum(total, 1)).astype(np.float32)
 
 
-__all__ = ["POPULARITY_FIELDS", "EventTimes", "PopularityIndex", "count_before"]
+__all__ = ["POPULARITY_FIELDS", "EventTimes", "PopularityIndex"]
