@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not LIBRARIES, reason="no compiled library is he
 class Case:
     """Random inputs: the plain form gets them in float64, the twin in float32."""
 
-    def __init__(self, pairs, dims, seed, *, slope, hidden, dtype, scale=1.0):
+    def __init__(self, pairs, dims, seed, *, slope, hidden, dtype, scale=1.0, with_key=False):
         generator = torch.Generator().manual_seed(seed)
         dim, units, width = dims
 
@@ -36,6 +36,7 @@ class Case:
         self.unit = UnitWeights(
             draw(units, dim), draw(units, dim), draw(units, dim), draw(units), draw(units), draw(1), draw(units)
         )
+        self.with_key = with_key
         if not slope:
             self.unit = self.unit._replace(slope=None)
 
@@ -54,6 +55,7 @@ class Case:
             unit,
             key_hidden=self.key_hidden,
             normalise=normalise,
+            with_key=self.with_key,
         )
         upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
         return out, torch.autograd.grad(out, self.leaves(), upstream, allow_unused=True, materialize_grads=True)
@@ -69,15 +71,16 @@ def assert_near(twin, plain):
 @settings(max_examples=60, deadline=None)
 @given(
     pairs=row_pairs,
-    dims=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)),
+    dims=st.tuples(st.integers(1, 40), st.integers(1, 80), st.integers(0, 40)),
     seed=st.integers(0, 999),
     slope=st.booleans(),
     hidden=st.booleans(),
     normalise=st.sampled_from(NORMALISERS),
+    with_key=st.booleans(),
     threads=st.sampled_from([1, 2, 3]),
 )
-def test_a_twin_equals_the_definition(name, pairs, dims, seed, slope, hidden, normalise, threads):
-    switches = {"slope": slope, "hidden": hidden, "scale": 0.5}
+def test_a_twin_equals_the_definition(name, pairs, dims, seed, slope, hidden, normalise, with_key, threads):
+    switches = {"slope": slope, "hidden": hidden, "scale": 0.5, "with_key": with_key}
     with using(None):
         plain = Case([(1, 1), *pairs], dims, seed, dtype=torch.float64, **switches).answer(normalise)
     before = torch.get_num_threads()
@@ -160,6 +163,7 @@ def test_the_operator_is_registered_whole(name):
         (unit.out * 0.1).detach().requires_grad_(),
         unit.out_bias,
         1,
+        False,
         True,
     )
     with using(LIBRARIES[name]):

@@ -26,7 +26,7 @@ class AttentionShape(ctypes.Structure):
     """As in source/interface.h."""
 
     _fields_ = [
-        *((name, _I) for name in ("requests", "dim", "units", "width", "normalise", "threads")),
+        *((name, _I) for name in ("requests", "dim", "units", "width", "with_key", "normalise", "threads")),
         *((name, _P) for name in ("query_offsets", "key_offsets", "pair_offsets")),
     ]
 
@@ -54,7 +54,7 @@ class AttentionInputs(ctypes.Structure):
 class AttentionOutputs(ctypes.Structure):
     """As in source/interface.h."""
 
-    _fields_ = [("out", _P), ("weights", _P)]
+    _fields_ = [("out", _P), ("weights", _P), ("signs", _P)]
 
 
 class AttentionGradients(ctypes.Structure):
@@ -64,6 +64,7 @@ class AttentionGradients(ctypes.Structure):
         (name, _P)
         for name in (
             "weights",
+            "signs",
             "d_out",
             "d_query",
             "d_query_hidden",

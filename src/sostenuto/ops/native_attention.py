@@ -22,13 +22,22 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _shape(
-    query: Tensor, query_offsets: Tensor, key_offsets: Tensor, pair_offsets: Tensor, units: int, width: int, kind: int
+    query: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    pair_offsets: Tensor,
+    *,
+    units: int,
+    width: int,
+    with_key: bool,
+    kind: int,
 ) -> AttentionShape:
     return AttentionShape(
         requests=query_offsets.shape[0] - 1,
         dim=query.shape[1],
         units=units,
         width=width,
+        with_key=with_key,
         normalise=kind,
         threads=torch.get_num_threads(),
         query_offsets=_address(query_offsets),
@@ -71,9 +80,10 @@ def attention(
     w_below: Tensor,
     bias: Tensor,
     normalise: int,
+    with_key: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return ((Nc, V), the weights of all pairs, or none of them).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ((Nc, V), the weights of all pairs, and the signs of their hidden layers; or none of the pairs).
 
     Args:
         query: (Nc, D); the other shapes are those of `target_attention`.
@@ -89,22 +99,46 @@ def attention(
         w_below: (H,) readout of negative ones: zeros make a ReLU.
         bias: () of the readout.
         normalise: 0 none, 1 softmax, 2 divided by the root of the length.
-        keep: also return the weights, which the backward pass needs.
+        with_key: sum the keys too, in front of the values: (Nc, D + V) is returned, and V may be 0.
+        keep: also return the weights (pairs,) and signs (pairs, 64 units in an int64), which the backward pass needs.
     """
     query_offsets = _checked(query_offsets, query.shape[0], "query_offsets")
     key_offsets = _checked(key_offsets, key.shape[0], "key_offsets")
     pair_offsets = _pair_offsets(query_offsets, key_offsets)
-    out = value.new_empty(query.shape[0], value.shape[1])
-    weights = value.new_empty(int(pair_offsets[-1]) if keep else 0)
+    out = _result(query, value, with_key)
+    pairs, units = int(pair_offsets[-1]) if keep else 0, w_key.shape[0]
+    weights, signs = value.new_empty(pairs), query_offsets.new_empty(pairs, _words(units))
     held = [t.contiguous() for t in (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)]
     extra = None if key_hidden is None else key_hidden.contiguous()
     _call(
         "sostenuto_attention_forward",
-        _shape(query, query_offsets, key_offsets, pair_offsets, w_key.shape[0], value.shape[1], normalise),
+        _shape(
+            query,
+            query_offsets,
+            key_offsets,
+            pair_offsets,
+            units=units,
+            width=value.shape[1],
+            with_key=with_key,
+            kind=normalise,
+        ),
         _inputs(held, extra),
-        AttentionOutputs(out=_address(out), weights=_address(weights) if keep else None),
+        AttentionOutputs(
+            out=_address(out),
+            weights=_address(weights) if keep else None,
+            signs=_address(signs) if keep else None,
+        ),
     )
-    return out, weights
+    return out, weights, signs
+
+
+def _result(query: Tensor, value: Tensor, with_key: bool) -> Tensor:
+    return value.new_empty(query.shape[0], value.shape[1] + (query.shape[1] if with_key else 0))
+
+
+def _words(units: int) -> int:
+    """Return how many words of 64 signs a pair has."""
+    return (units + 63) // 64
 
 
 def _inputs(held: list[Tensor], extra: Tensor | None) -> AttentionInputs:
@@ -129,16 +163,19 @@ def _(
     w_below: Tensor,
     bias: Tensor,
     normalise: int,
+    with_key: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     pairs = torch.library.get_ctx().new_dynamic_size() if keep else 0
-    return value.new_empty(query.shape[0], value.shape[1]), value.new_empty(pairs)
+    signs = query_offsets.new_empty(pairs, _words(w_key.shape[0]))
+    return _result(query, value, with_key), value.new_empty(pairs), signs
 
 
 @torch.library.custom_op("sostenuto::attention_backward", mutates_args=())
 def attention_backward(
     d_out: Tensor,
     weights: Tensor,
+    signs: Tensor,
     query: Tensor,
     query_offsets: Tensor,
     key: Tensor,
@@ -152,6 +189,7 @@ def attention_backward(
     w_below: Tensor,
     bias: Tensor,
     normalise: int,
+    with_key: bool,
 ) -> list[Tensor]:
     """Return the gradients of query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias, key_hidden.
 
@@ -163,16 +201,26 @@ def attention_backward(
     pair_offsets = _pair_offsets(query_offsets, key_offsets)
     found = [torch.empty_like(t) for t in held[:4]] + [torch.zeros_like(t) for t in held[4:]]
     d_extra = query.new_empty(0) if extra is None else torch.empty_like(extra)
-    kept, upstream = weights.contiguous(), d_out.contiguous()
+    kept, noted, upstream = weights.contiguous(), signs.contiguous(), d_out.contiguous()
     names = ("query", "query_hidden", "key", "value", "w_key", "w_product", "w_above", "w_below", "bias")
     gradients = {f"d_{name}": _address(t) for name, t in zip(names, found, strict=True)}
     _call(
         "sostenuto_attention_backward",
-        _shape(query, query_offsets, key_offsets, pair_offsets, w_key.shape[0], value.shape[1], normalise),
+        _shape(
+            query,
+            query_offsets,
+            key_offsets,
+            pair_offsets,
+            units=w_key.shape[0],
+            width=value.shape[1],
+            with_key=with_key,
+            kind=normalise,
+        ),
         _inputs(held, extra),
         AttentionGradients(
             **gradients,
             weights=_address(kept),
+            signs=_address(noted),
             d_out=_address(upstream),
             d_key_hidden=None if extra is None else _address(d_extra),
         ),
@@ -184,6 +232,7 @@ def attention_backward(
 def _(
     d_out: Tensor,
     weights: Tensor,
+    signs: Tensor,
     query: Tensor,
     query_offsets: Tensor,
     key: Tensor,
@@ -197,24 +246,24 @@ def _(
     w_below: Tensor,
     bias: Tensor,
     normalise: int,
+    with_key: bool,
 ) -> list[Tensor]:
     held = (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)
     return [*(torch.empty_like(t) for t in held), query.new_empty(0 if key_hidden is None else key_hidden.shape)]
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, normalise, _ = inputs
-    ctx.normalise = normalise
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.normalise, ctx.with_key, _ = inputs
     ctx.has_extra = tensors[6] is not None
-    ctx.save_for_backward(output[1], *(t for t in tensors if t is not None))
+    ctx.save_for_backward(*output[1:], *(t for t in tensors if t is not None))
 
 
-def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    weights, *tensors = ctx.saved_tensors
+def _backward(ctx: Any, d_out: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    weights, signs, *tensors = ctx.saved_tensors
     if not ctx.has_extra:
         tensors.insert(6, None)
     d_query, d_query_hidden, d_key, d_value, d_w_key, d_w_product, d_above, d_below, d_bias, d_extra = (
-        attention_backward(d_out, weights, *tensors, ctx.normalise)
+        attention_backward(d_out, weights, signs, *tensors, ctx.normalise, ctx.with_key)
     )
     return (
         d_query,
@@ -229,6 +278,7 @@ def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         d_above,
         d_below,
         d_bias,
+        None,
         None,
         None,
     )

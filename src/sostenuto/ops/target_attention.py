@@ -331,6 +331,7 @@ def target_attention(
     *,
     key_hidden: Tensor | None = None,
     normalise: Normalise = "none",
+    with_key: bool = False,
 ) -> Tensor:
     """Sum the behaviours of each request, weighted by what the candidate makes of them.
 
@@ -344,9 +345,11 @@ def target_attention(
         key_hidden: (Nh, H) added before the activation, once per behaviour: action, value, place, gap.
         normalise: "none" (the paper; the sum keeps its intensity), "softmax" (its released code), "sqrt_length"
             (divided by the square root of the history's length; ours).
+        with_key: sum the keys too, in front of the values: the same as torch.cat([key, value], 1) for the value,
+            without making it. V may then be 0.
 
     Returns:
-        (Nc, V); zeros for an empty history.
+        (Nc, V), or (Nc, D + V) with `with_key`; zeros for an empty history.
     """
     query_hidden = torch.addmm(unit.bias, query, unit.query.T)
     if is_usable(query, key, value, unit.key, key_hidden):
@@ -366,9 +369,12 @@ def target_attention(
             below,
             unit.out_bias,
             NORMALISERS.index(normalise),
+            with_key,
             torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs),
         )[0]
         return found
+    if with_key:
+        value = torch.cat([key, value], 1)
     w_out, query_linear, key_score = unit.out, None, None
     query_score = unit.out_bias.expand(query.shape[0])
     if unit.slope is not None:

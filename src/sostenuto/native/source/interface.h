@@ -12,6 +12,7 @@ struct AttentionShape {
   int64_t dim;                   // D
   int64_t units;                 // H
   int64_t width;                 // V
+  int64_t with_key;              // 1: the keys are summed too, in front of the values
   int64_t normalise;             // 0 none, 1 softmax, 2 divided by the root of the length
   int64_t threads;
   const int64_t* query_offsets;  // (B + 1,)
@@ -24,7 +25,7 @@ struct AttentionInputs {
   const float* query_hidden;  // (Nc, H)
   const float* key;           // (Nh, D)
   const float* key_hidden;    // (Nh, H) or null
-  const float* value;         // (Nh, V)
+  const float* value;         // (Nh, V), V may be 0 with `with_key`
   const float* w_key;         // (H, D)
   const float* w_product;     // (H, D)
   const float* w_above;       // (H,) readout of what is above 0
@@ -33,13 +34,15 @@ struct AttentionInputs {
 };
 
 struct AttentionOutputs {
-  float* out;      // (Nc, V), written
+  float* out;      // (Nc, V), or (Nc, D + V) with `with_key`; written
   float* weights;  // (pairs,), per request (candidates, behaviours), written; null: not kept
+  uint64_t* signs;  // (pairs, words), written with the weights: bit h % 64 of word h / 64 is set where pre_h > 0
 };
 
 struct AttentionGradients {
   const float* weights;   // as the forward pass kept them
-  const float* d_out;     // (Nc, V)
+  const uint64_t* signs;  // the same
+  const float* d_out;     // like out
   float* d_query;         // all of these are written; those of the weights are added to and start at 0
   float* d_query_hidden;
   float* d_key;
