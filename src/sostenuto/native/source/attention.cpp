@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "interface.h"
 #include "parallel.h"
@@ -28,7 +29,7 @@ constexpr int64_t kParts = 16;            // sums of the shared weights
 constexpr int64_t kStretch = 12 * kBits;  // behaviours that all candidates meet before the next ones come
 constexpr int64_t kFlush = 16;            // stretches whose sums are added in float32 before float64 takes them
 constexpr int64_t kFew = 4;               // candidates from which on the sum of values is a matrix product
-constexpr int kSlices = 16 / kWidth;      // vectors of a cache line
+constexpr int kSlices = kWidth == 16 ? 2 : 4;  // vectors of an entry of a table of subsets
 
 // Floats that begin at a cache line and are made once per thread.
 class Buffer {
@@ -120,10 +121,12 @@ inline void score_tile(const Layout& to, const Rows& rows, const float* matrix, 
     }
   }
   if constexpr (Keeps) {
-    for (int r = 0; r < R; ++r) {
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "signs are written in parts of a word");
+    char* place = reinterpret_cast<char*>(signs) + h / 8;  // h is a multiple of two vectors, and so is a word
+    for (int r = 0; r < R; ++r, place += to.words * sizeof(uint64_t)) {
       uint64_t bits = 0;
       for (int n = 0; n < N; ++n) bits |= lanes_above_zero(acc[r][n]) << (n * kWidth);
-      signs[r * to.words + h / kBits] |= bits << (h % kBits);
+      std::memcpy(place, &bits, 2 * kWidth / 8);
     }
   }
 }
@@ -132,7 +135,7 @@ inline void score_tile(const Layout& to, const Rows& rows, const float* matrix, 
 template <bool Leaks, bool Keeps>
 inline void score_rows(const Layout& to, const Rows& rows, const float* matrix, const float* hidden, float bias,
                        float* scores, uint64_t* signs) {
-  if constexpr (Keeps) std::fill(signs, signs + kRows * to.words, 0);
+  if (Keeps && to.units % kBits) std::fill(signs, signs + kRows * to.words, 0);
   Vec total[kRows] = {};
   int64_t h = 0;
   for (; h + 2 * kWidth <= to.wide; h += 2 * kWidth)
@@ -417,6 +420,18 @@ void before_normalising(int64_t kind, int64_t length, const float* weights, floa
   }
 }
 
+// Call work(std::integral_constant<int, N>, d) for runs of N vectors of columns.
+template <typename Work>
+inline void in_slices(int64_t deep, const Work& work) {
+  int64_t d = 0;
+  for (; d + kSlices * kWidth <= deep; d += kSlices * kWidth) work(std::integral_constant<int, kSlices>{}, d);
+  if (kSlices > 2 && d + 2 * kWidth <= deep) {
+    work(std::integral_constant<int, 2>{}, d);
+    d += 2 * kWidth;
+  }
+  if (d < deep) work(std::integral_constant<int, 1>{}, d);
+}
+
 // The sums of all 16 subsets of four rows of N vectors.
 template <int N>
 inline void write_subsets(const Vec (&row)[4][N], float* table) {
@@ -428,39 +443,54 @@ inline void write_subsets(const Vec (&row)[4][N], float* table) {
   }
 }
 
-// Add the rows that 4 Groups bits name: even and odd fours apart, to shorten the chains of additions.
+// Add the sums that the 4 Groups low bits name: of even and odd fours apart, to shorten the chains of additions.
 template <int N, int Groups>
-inline void add_subsets(uint64_t bits, const float* table, Vec (&even)[N], Vec (&odd)[N]) {
+inline __attribute__((always_inline)) void add_subsets(uint64_t bits, const float* table, Vec (&even)[N],
+                                                       Vec (&odd)[N]) {
+  constexpr int kShift = __builtin_ctz(N * sizeof(Vec));  // bytes of an entry: one `and` makes an address
+  const char* bytes = reinterpret_cast<const char*>(table);
 #pragma GCC unroll 16
   for (int g = 0; g < Groups; ++g) {
-    const float* entry = table + (16 * g + ((bits >> (4 * g)) & 15)) * N * kWidth;
+    const uint64_t at = (4 * g < kShift ? bits << (kShift - 4 * g) : bits >> (4 * g - kShift)) & (15 << kShift);
+    const float* entry = reinterpret_cast<const float*>(bytes + at) + 16 * g * N * kWidth;
     for (int n = 0; n < N; ++n) {
-      if (g % 2) {
-        odd[n] += load(entry + n * kWidth);
-      } else {
-        even[n] += load(entry + n * kWidth);
-      }
+      Vec& sum = g % 2 ? odd[n] : even[n];
+      sum += load(entry + n * kWidth);
+      settle(sum);
     }
   }
 }
 
-template <int N>
-inline void add_subsets(uint64_t bits, int64_t groups, const float* table, Vec (&even)[N], Vec (&odd)[N]) {
-  if (groups == 16) return add_subsets<N, 16>(bits, table, even, odd);
-  for (; groups >= 4; groups -= 4, bits >>= 16, table += 64 * N * kWidth) add_subsets<N, 4>(bits, table, even, odd);
-  for (; groups > 0; --groups, bits >>= 4, table += 16 * N * kWidth) add_subsets<N, 1>(bits, table, even, odd);
+// The same for any number of fours; with Whole it is 16.
+template <int N, bool Whole>
+inline __attribute__((always_inline)) void add_some_subsets(uint64_t bits, int64_t groups, const float* table,
+                                                            Vec (&even)[N], Vec (&odd)[N]) {
+  if constexpr (Whole) {
+    add_subsets<N, 16>(bits, table, even, odd);
+  } else {
+    for (; groups >= 4; groups -= 4, bits >>= 16, table += 64 * N * kWidth) add_subsets<N, 4>(bits, table, even, odd);
+    for (; groups > 0; --groups, bits >>= 4, table += 16 * N * kWidth) add_subsets<N, 1>(bits, table, even, odd);
+  }
 }
 
-// Turn 64 rows of 64 bits into their columns.
+// One step of turning 64 rows of 64 bits into their columns: squares of By bits change places.
+template <int By>
+inline void exchange(uint64_t* rows, uint64_t mask) {
+  for (int first = 0; first < 64; first += 2 * By)
+    for (int i = first; i < first + By; ++i) {
+      const uint64_t changed = ((rows[i] >> By) ^ rows[i + By]) & mask;
+      rows[i] ^= changed << By;
+      rows[i + By] ^= changed;
+    }
+}
+
 inline void transpose(uint64_t* rows) {
-  uint64_t mask = 0x00000000FFFFFFFF;
-  for (int by = 32; by; by /= 2, mask ^= mask << by)
-    for (int first = 0; first < 64; first += 2 * by)
-      for (int i = first; i < first + by; ++i) {
-        const uint64_t changed = ((rows[i] >> by) ^ rows[i + by]) & mask;
-        rows[i] ^= changed << by;
-        rows[i + by] ^= changed;
-      }
+  exchange<32>(rows, 0x00000000FFFFFFFF);
+  exchange<16>(rows, 0x0000FFFF0000FFFF);
+  exchange<8>(rows, 0x00FF00FF00FF00FF);
+  exchange<4>(rows, 0x0F0F0F0F0F0F0F0F);
+  exchange<2>(rows, 0x3333333333333333);
+  exchange<1>(rows, 0x5555555555555555);
 }
 
 struct BackwardSpace {
@@ -477,6 +507,29 @@ struct Run {
   const uint64_t* signs;  // (count, words)
   bool is_first;          // of the candidates: gradients of the behaviours are written, not added to
 };
+
+// d_key (count, rows of D, N vectors or `lanes` floats) from the table; Whole: 64 units and whole vectors.
+template <int N, bool Whole>
+inline void write_key_gradients(const Layout& to, const Turned& turned, const Run& run, const Vec (&start)[N],
+                                const Vec (&up)[N], bool with_key, int64_t lanes, const float* table, float* d_key) {
+  const int64_t words = Whole ? 1 : to.words;
+  for (int64_t j = 0; j < run.count; ++j) {
+    Vec even[N], odd[N];
+    for (int n = 0; n < N; ++n) even[n] = start[n], odd[n] = Vec{};
+    for (int64_t w = 0; w < words; ++w)
+      add_some_subsets<N, Whole>(run.signs[j * words + w], std::min<int64_t>(16, turned.fours - 16 * w),
+                                 table + w * 256 * N * kWidth, even, odd);
+    const Vec ds = spread(run.d_scores[j]), weight = spread(run.weights[j]);
+    float* found = d_key + j * to.dim;
+    for (int n = 0; n < N; ++n) {
+      const int64_t part = Whole ? kWidth : std::min<int64_t>(kWidth, lanes - n * kWidth);
+      Vec total = ds * (even[n] + odd[n]);
+      if (with_key) total += weight * up[n];
+      if (!run.is_first) total += load_part(found + n * kWidth, part);
+      store_part(found + n * kWidth, total, part);
+    }
+  }
+}
 
 // Gradients of N vectors of the keys, from column d on.
 template <int N>
@@ -499,21 +552,10 @@ void key_gradients(const Layout& to, const Turned& turned, const Run& run, const
       }
     write_subsets<N>(row, table + g * 16 * N * kWidth);
   }
-  for (int64_t j = 0; j < run.count; ++j) {
-    Vec even[N], odd[N] = {};
-    for (int n = 0; n < N; ++n) even[n] = start[n];
-    for (int64_t w = 0; w < to.words; ++w)
-      add_subsets<N>(run.signs[j * to.words + w], std::min<int64_t>(16, turned.fours - 16 * w),
-                     table + w * 256 * N * kWidth, even, odd);
-    const Vec ds = spread(run.d_scores[j]), weight = spread(run.weights[j]);
-    float* found = d_key + j * to.dim + d;
-    for (int n = 0; n < N; ++n) {
-      const int64_t part = std::min<int64_t>(kWidth, lanes - n * kWidth);
-      Vec total = ds * (even[n] + odd[n]);
-      if (upstream) total += weight * up[n];
-      if (!run.is_first) total += load_part(found + n * kWidth, part);
-      store_part(found + n * kWidth, total, part);
-    }
+  if (turned.fours == 16 && lanes == N * kWidth) {
+    write_key_gradients<N, true>(to, turned, run, start, up, upstream != nullptr, lanes, table, d_key + d);
+  } else {
+    write_key_gradients<N, false>(to, turned, run, start, up, upstream != nullptr, lanes, table, d_key + d);
   }
 }
 
@@ -523,46 +565,62 @@ void unit_sums(const Layout& to, const Run& run, int64_t first, int64_t count, c
                float* table, float* sums) {
   const int64_t lanes = std::min<int64_t>(N * kWidth, to.dim - d), groups = (count + 3) / 4;
   for (int64_t g = 0; g < groups; ++g) {
-    Vec row[4][N] = {};
-    for (int i = 0; i < 4 && 4 * g + i < count; ++i) {
-      const int64_t j = first + 4 * g + i;
+    Vec row[4][N];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t j = first + std::min<int64_t>(4 * g + i, count - 1);  // beyond the end: a row whose bits are 0
+      const float* key = run.keys + j * to.dim + d;
       const Vec ds = spread(run.d_scores[j]);
       for (int n = 0; n < N; ++n)
-        row[i][n] = ds * load_part(run.keys + j * to.dim + d + n * kWidth,
-                                   std::min<int64_t>(kWidth, lanes - n * kWidth));
+        row[i][n] = ds * (lanes == N * kWidth ? load(key + n * kWidth)
+                                              : load_part(key + n * kWidth, std::min<int64_t>(kWidth, lanes - n * kWidth)));
     }
     write_subsets<N>(row, table + g * 16 * N * kWidth);
   }
-  for (int64_t h = 0; h <= to.units; ++h) {
-    Vec even[N], odd[N] = {};
-    float* found = sums + h * to.deep + d;
-    for (int n = 0; n < N; ++n) even[n] = first ? load(found + n * kWidth) : Vec{};
-    add_subsets<N>(columns[h], groups, table, even, odd);
-    for (int n = 0; n < N; ++n) store(found + n * kWidth, even[n] + odd[n]);
+  const auto add = [&](auto whole) {
+    for (int64_t h = 0; h <= to.units; ++h) {
+      Vec even[N], odd[N];
+      float* found = sums + h * to.deep + d;
+      for (int n = 0; n < N; ++n) even[n] = first ? load(found + n * kWidth) : Vec{}, odd[n] = Vec{};
+      add_some_subsets<N, decltype(whole)::value>(columns[h], groups, table, even, odd);
+      for (int n = 0; n < N; ++n) store(found + n * kWidth, even[n] + odd[n]);
+    }
+  };
+  if (groups == 16) {
+    add(std::true_type{});
+  } else {
+    add(std::false_type{});
   }
 }
 
 // counts (wide,) += sums over up to 64 behaviours of ds where a unit is above 0: kLog behaviours are looked up at once.
-inline void count_units(const Layout& to, const float* d_scores, int64_t count, const uint64_t* columns, float* counts) {
+// Returns the sum over all of them.
+inline float count_units(const Layout& to, const float* d_scores, int64_t count, const uint64_t* columns, float* counts) {
   constexpr int kLookups = (32 + kLog - 1) / kLog;  // of half a column
-  float ds[64] = {};
+  Vec lane_bits[kLog];
+  for (int i = 0; i < kLog; ++i)
+    for (int lane = 0; lane < kWidth; ++lane) lane_bits[i][lane] = static_cast<float>(lane >> i & 1);
+  float ds[kBits + kLog] = {};
   std::copy_n(d_scores, count, ds);
+  Vec all = load(ds);
+  for (int64_t j = kWidth; j < kBits; j += kWidth) all += load(ds + j);
   for (int64_t half = 0; half < count; half += 32) {
     Vec tables[kLookups];
     for (int g = 0; g < kLookups; ++g) {
-      tables[g] = Vec{};
-      for (int i = 0; i < kLog && kLog * g + i < 32; ++i)
-        for (int lane = 0; lane < kWidth; ++lane)
-          tables[g][lane] += lane >> i & 1 ? ds[half + kLog * g + i] : 0.0f;
+      const float* scores = ds + half + kLog * g;
+      tables[g] = lane_bits[0] * spread(scores[0]);
+      for (int i = 1; i < kLog; ++i)
+        if (kLog * g + i < 32) tables[g] += lane_bits[i] * spread(scores[i]);
     }
     for (int64_t h = 0; h < to.wide; h += kWidth) {
       IntVec bits;
       for (int i = 0; i < kWidth; ++i) bits[i] = static_cast<int32_t>(columns[h + i] >> half);
       Vec total = load(counts + h);
-      for (int g = 0; g < kLookups; ++g, bits >>= kLog) total += looked_up(tables[g], bits);
+      for (int g = 0; g < kLookups; ++g, bits = reinterpret_cast<IntVec>(reinterpret_cast<UintVec>(bits) >> kLog))
+        total += looked_up(tables[g], bits);
       store(counts + h, total);
     }
   }
+  return sum(all);
 }
 
 // Gradients of what else is known of up to 64 behaviours, and its part in those of the readout.
@@ -590,30 +648,29 @@ inline void extra_gradients(const Layout& to, const Rows& rows, const Run& run, 
 
 // d (count,) = the values of a run of behaviours . what stands above one candidate's result
 inline void weight_gradients(const SummedParts& parts, int64_t first, int64_t count, const float* upstream, float* d) {
-  const auto rows_at = [&](int64_t j, auto& total) {
-    constexpr int R = sizeof(total) / sizeof(Vec);
+  const auto rows_at = [&](int64_t j, auto rows_at_once) {
+    constexpr int R = decltype(rows_at_once)::value;
+    Vec total[R];
+    for (int r = 0; r < R; ++r) total[r] = Vec{};
     for (int i = 0; i < parts.count; ++i) {
       const Summed& part = parts.part[i];
       const float* rows = part.rows + (first + j) * part.width;
-      int64_t v = 0;
-      for (; v + kWidth <= part.width; v += kWidth) {
+      for (int64_t v = 0; v + kWidth <= part.width; v += kWidth) {
         const Vec above = load(upstream + part.column + v);
         for (int r = 0; r < R; ++r) total[r] += above * load(rows + r * part.width + v);
       }
-      for (; v < part.width; ++v)
-        for (int r = 0; r < R; ++r) total[r][0] += upstream[part.column + v] * rows[r * part.width + v];
     }
     sums_of(total, d + j);
+    for (int i = 0; i < parts.count; ++i) {
+      const Summed& part = parts.part[i];
+      const float* rows = part.rows + (first + j) * part.width;
+      for (int64_t v = part.width / kWidth * kWidth; v < part.width; ++v)
+        for (int r = 0; r < R; ++r) d[j + r] += upstream[part.column + v] * rows[r * part.width + v];
+    }
   };
   int64_t j = 0;
-  for (; j + 4 <= count; j += 4) {
-    Vec total[4] = {};
-    rows_at(j, total);
-  }
-  for (; j < count; ++j) {
-    Vec total[1] = {};
-    rows_at(j, total);
-  }
+  for (; j + 8 <= count; j += 8) rows_at(j, std::integral_constant<int, 8>{});
+  for (; j < count; ++j) rows_at(j, std::integral_constant<int, 1>{});
 }
 
 // Gradients of the values: weights (candidates, rows of `length`), transposed, . d_out (candidates, rows of `stride`)
@@ -675,7 +732,7 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
     before_normalising(s.normalise, length, weights + c * length, d_scores + c * length);
 
   const int64_t sums_size = (to.units + 1) * to.deep;
-  float* table = space.table.at(std::max<int64_t>(16, turned.fours) * 256);
+  float* table = space.table.at(std::max<int64_t>(16, turned.fours) * 16 * kSlices * kWidth);
   float* sums = space.sums.at(sums_size);
   float* counts = space.counts.at(to.wide);
   float* extra = space.extra.at(kBits * to.wide);
@@ -692,15 +749,11 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
                     g.signs + (pair0 + at) * to.words, c == 0};
       const float* upstream = s.with_key ? d_out + c * parts.width : nullptr;
       float* d_key = g.d_key + (key0 + stretch) * to.dim;
-      int64_t d = 0;
-      for (; d + kSlices * kWidth <= to.deep; d += kSlices * kWidth)
-        key_gradients<kSlices>(to, turned, run, query, upstream, d, table, d_key);
-      for (; d < to.deep; d += kWidth) key_gradients<1>(to, turned, run, query, upstream, d, table, d_key);
+      in_slices(to.deep, [&](auto slices, int64_t d) {
+        key_gradients<decltype(slices)::value>(to, turned, run, query, upstream, d, table, d_key);
+      });
 
-      double total = 0.0;
-      for (int64_t j = 0; j < rows; ++j) total += run.d_scores[j];
-      const float all_scores = static_cast<float>(total);
-      shared.bias += total;
+      double total = 0.0;  // of the gradients of the scores
       std::fill(counts, counts + to.wide, 0.0f);
       std::fill(up, up + to.wide, 0.0f);
       std::fill(all, all + to.wide, 0.0f);
@@ -711,18 +764,20 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
           for (int64_t r = 0; r < kBits; ++r) column[r] = r < block ? run.signs[(j + r) * to.words + w] : 0;
           transpose(column);
         }
-        count_units(to, run.d_scores + j, block, columns, counts);
-        columns[to.units] = ~uint64_t{0};
-        for (d = 0; d + kSlices * kWidth <= to.deep; d += kSlices * kWidth)
-          unit_sums<kSlices>(to, run, j, block, columns, d, table, sums);
-        for (; d < to.deep; d += kWidth) unit_sums<1>(to, run, j, block, columns, d, table, sums);
+        total += count_units(to, run.d_scores + j, block, columns, counts);
+        columns[to.units] = ~uint64_t{0} >> (kBits - block);
+        in_slices(to.deep, [&](auto slices, int64_t d) {
+          unit_sums<decltype(slices)::value>(to, run, j, block, columns, d, table, sums);
+        });
         if (in.key_hidden)
           extra_gradients(to, rows_from(to, in, key0 + stretch + j, block, extra), run, j, block,
                           g.d_key_hidden + (key0 + stretch + j) * to.units, up, all);
       }
 
+      const float all_scores = static_cast<float>(total);
+      shared.bias += total;
       float* d_query = g.d_query + (query0 + c) * to.dim;
-      for (d = 0; d < to.deep; d += kWidth) {
+      for (int64_t d = 0; d < to.deep; d += kWidth) {
         const int64_t lanes = std::min<int64_t>(kWidth, to.dim - d);
         const Vec q = load_part(query + d, lanes);
         Vec found = load(&turned.below_product[d]) * load(sums + to.units * to.deep + d);

@@ -30,6 +30,7 @@ constexpr int kRows = 4;
 
 typedef float Vec __attribute__((vector_size(kWidth * sizeof(float)), aligned(sizeof(float)), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(kWidth * sizeof(int32_t)), aligned(sizeof(int32_t)), may_alias));
+typedef uint32_t UintVec __attribute__((vector_size(kWidth * sizeof(uint32_t)), aligned(sizeof(uint32_t)), may_alias));
 
 inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
 inline void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
@@ -41,7 +42,15 @@ inline Vec spread(float value) {
   for (int i = 0; i < kWidth; ++i) all[i] = value;
   return all;
 }
-inline Vec above_zero(Vec x) { return x > Vec{} ? x : Vec{}; }
+inline Vec above_zero(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(x, _mm512_setzero_ps());
+#elif defined(__AVX2__)
+  return _mm256_max_ps(x, _mm256_setzero_ps());
+#else
+  return x > Vec{} ? x : Vec{};
+#endif
+}
 inline Vec below_zero(Vec x) { return x > Vec{} ? Vec{} : x; }
 
 template <int N>
@@ -55,6 +64,16 @@ inline float sum_of(const float* x) {  // in halves: a chain of log2(N) addition
   }
 }
 inline float sum(Vec x) { return sum_of<kWidth>(reinterpret_cast<const float*>(&x)); }
+
+// Have this value in a register here. Compilers like to sort a long unrolled sum by accumulator, and then keep all the
+// addresses waiting on the stack.
+inline __attribute__((always_inline)) void settle(Vec& x) {
+#if defined(__GNUC__) && defined(__SSE2__)
+  asm volatile("" : "+x"(x));
+#elif defined(__GNUC__) && defined(__aarch64__)
+  asm volatile("" : "+w"(x));
+#endif
+}
 
 // The sums of R vectors, written to `to`.
 template <int R>
