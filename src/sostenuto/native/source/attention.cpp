@@ -373,37 +373,42 @@ struct Turned {
   }
 };
 
-// What a thread adds up for the shared weights. Row H of `key` and `product` is for a unit that is always above 0.
+// Sums of which the last few terms are still in float32.
+struct Sums {
+  std::vector<double> whole;
+  std::vector<float> recent;
+
+  explicit Sums(int64_t count) : whole(count), recent(count) {}
+
+  void flush() {
+    for (size_t i = 0; i < whole.size(); ++i) whole[i] += recent[i];
+    std::fill(recent.begin(), recent.end(), 0.0f);
+  }
+  void add(const Sums& other) {
+    for (size_t i = 0; i < whole.size(); ++i) whole[i] += other.whole[i];
+  }
+};
+
+// What is added up for the shared weights. Row H of `key` and `product` is for a unit that is always above 0.
 struct Shared {
-  std::vector<double> key, product, above, all;  // (H + 1, deep), the same, (wide,) of what is above 0, of everything
-  std::vector<float> recent_key, recent_product;
+  Sums key, product;  // (H + 1, deep)
+  Sums above, all;    // (H,) what the readout met above 0, and everywhere; without the part of `key` and `product`
   int64_t stretches = 0;
   double bias = 0.0;
 
   explicit Shared(const Layout& to)
-      : key((to.units + 1) * to.deep), product(key.size()), above(to.wide), all(to.wide), recent_key(key.size()),
-        recent_product(key.size()) {}
+      : key((to.units + 1) * to.deep), product((to.units + 1) * to.deep), above(to.units), all(to.units) {}
 
   void flush() {
-    for (size_t i = 0; i < key.size(); ++i) {
-      key[i] += recent_key[i];
-      product[i] += recent_product[i];
-    }
-    std::fill(recent_key.begin(), recent_key.end(), 0.0f);
-    std::fill(recent_product.begin(), recent_product.end(), 0.0f);
+    for (Sums* sums : {&key, &product, &above, &all}) sums->flush();
     stretches = 0;
   }
-
   void add(const Shared& other) {
     bias += other.bias;
-    for (size_t i = 0; i < key.size(); ++i) {
-      key[i] += other.key[i];
-      product[i] += other.product[i];
-    }
-    for (size_t h = 0; h < above.size(); ++h) {
-      above[h] += other.above[h];
-      all[h] += other.all[h];
-    }
+    key.add(other.key);
+    product.add(other.product);
+    above.add(other.above);
+    all.add(other.all);
   }
 };
 
@@ -623,27 +628,34 @@ inline float count_units(const Layout& to, const float* d_scores, int64_t count,
   return sum(all);
 }
 
-// Gradients of what else is known of up to 64 behaviours, and its part in those of the readout.
-inline void extra_gradients(const Layout& to, const Rows& rows, const Run& run, int64_t first, int64_t count,
-                            float* d_extra, float* up, float* all) {
-  for (int64_t h = 0; h < to.wide; h += kWidth) {
-    const Vec above = load(&to.above[h]), below = load(&to.below[h]);
-    const int64_t lanes = std::min<int64_t>(kWidth, to.units - h);
-    Vec positive = load(up + h), total = load(all + h);
-    for (int64_t r = 0; r < count; ++r) {
-      const Vec ds = spread(run.d_scores[first + r]);
-      const uint64_t bits = run.signs[(first + r) * to.words + h / kBits] >> (h % kBits);
-      const Vec moved = ds * load(rows.extra + r * rows.stride + h);
-      positive += chosen(bits, moved, Vec{});
-      total += moved;
-      float* found = d_extra + r * to.units + h;
-      Vec gradient = ds * chosen(bits, above, below);
-      if (!run.is_first) gradient += load_part(found, lanes);
-      store_part(found, gradient, lanes);
+// Gradients of what else is known of up to 64 behaviours, N vectors of units from h on, and its part in those of the
+// readout.
+template <int N>
+void extra_gradients(const Layout& to, const Rows& rows, const Run& run, int64_t first, int64_t count, int64_t h,
+                     float* d_extra, float* up, float* all) {
+  const int64_t lanes = std::min<int64_t>(N * kWidth, to.units - h);
+  Vec positive[N], total[N];
+  for (int n = 0; n < N; ++n) positive[n] = load(up + h + n * kWidth), total[n] = load(all + h + n * kWidth);
+  for (int64_t r = 0; r < count; ++r) {
+    const Vec ds = spread(run.d_scores[first + r]);
+    const uint64_t bits = run.signs[(first + r) * to.words + h / kBits] >> (h % kBits);
+    const float* extra = rows.extra + r * rows.stride + h;
+    float* found = d_extra + r * to.units + h;
+    for (int n = 0; n < N; ++n) {
+      const Vec moved = ds * load(extra + n * kWidth);
+      total[n] += moved;
+      positive[n] += chosen(bits >> (n * kWidth), moved, Vec{});
+      Vec gradient = ds * chosen(bits >> (n * kWidth), load(&to.above[h + n * kWidth]), load(&to.below[h + n * kWidth]));
+      if (lanes == N * kWidth) {
+        store(found + n * kWidth, run.is_first ? gradient : gradient + load(found + n * kWidth));
+      } else {
+        const int64_t part = std::min<int64_t>(kWidth, lanes - n * kWidth);
+        if (!run.is_first) gradient += load_part(found + n * kWidth, part);
+        store_part(found + n * kWidth, gradient, part);
+      }
     }
-    store(up + h, positive);
-    store(all + h, total);
   }
+  for (int n = 0; n < N; ++n) store(up + h + n * kWidth, positive[n]), store(all + h + n * kWidth, total[n]);
 }
 
 // d (count,) = the values of a run of behaviours . what stands above one candidate's result
@@ -700,6 +712,33 @@ inline void value_gradients(int64_t count, int64_t width, int64_t candidates, co
     add_product(rows, broad, candidates, weights + j, 1, length, upstream, broad, to, broad);
     if (to == space)
       for (int64_t r = 0; r < rows; ++r) std::copy_n(to + r * broad, width, d_value + (j + r) * width);
+  }
+}
+
+// What the sums of one candidate say of N columns of its gradient and of the shared weights.
+template <int N>
+inline void query_gradients(const Layout& to, const Turned& turned, const float* query, const float* sums, int64_t d,
+                            bool is_first, float* d_query, Shared& shared) {
+  Vec q[N], found[N];
+  for (int n = 0; n < N; ++n) {
+    const int64_t at = d + n * kWidth;
+    q[n] = load_part(query + at, std::min<int64_t>(kWidth, to.dim - at));
+    found[n] = load(&turned.below_product[at]) * load(sums + to.units * to.deep + at);
+  }
+  float* key = shared.key.recent.data();
+  float* product = shared.product.recent.data();
+  for (int64_t h = 0; h <= to.units; ++h) {
+    for (int n = 0; n < N; ++n) {
+      const int64_t at = h * to.deep + d + n * kWidth;
+      const Vec sum = load(sums + at);
+      store(key + at, load(key + at) + sum);
+      store(product + at, load(product + at) + q[n] * sum);
+      if (h < to.units) found[n] += load(&turned.product[at]) * sum;
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    const int64_t at = d + n * kWidth, lanes = std::min<int64_t>(kWidth, to.dim - at);
+    store_part(d_query + at, is_first ? found[n] : found[n] + load_part(d_query + at, lanes), lanes);
   }
 }
 
@@ -769,35 +808,30 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
         in_slices(to.deep, [&](auto slices, int64_t d) {
           unit_sums<decltype(slices)::value>(to, run, j, block, columns, d, table, sums);
         });
-        if (in.key_hidden)
-          extra_gradients(to, rows_from(to, in, key0 + stretch + j, block, extra), run, j, block,
-                          g.d_key_hidden + (key0 + stretch + j) * to.units, up, all);
+        if (in.key_hidden) {
+          const Rows past = rows_from(to, in, key0 + stretch + j, block, extra);
+          float* d_extra = g.d_key_hidden + (key0 + stretch + j) * to.units;
+          in_slices(to.wide, [&](auto slices, int64_t h) {
+            extra_gradients<decltype(slices)::value>(to, past, run, j, block, h, d_extra, up, all);
+          });
+        }
       }
 
       const float all_scores = static_cast<float>(total);
       shared.bias += total;
       float* d_query = g.d_query + (query0 + c) * to.dim;
-      for (int64_t d = 0; d < to.deep; d += kWidth) {
-        const int64_t lanes = std::min<int64_t>(kWidth, to.dim - d);
-        const Vec q = load_part(query + d, lanes);
-        Vec found = load(&turned.below_product[d]) * load(sums + to.units * to.deep + d);
-        for (int64_t h = 0; h <= to.units; ++h) {
-          const int64_t i = h * to.deep + d;
-          const Vec sum = load(sums + i);
-          store(&shared.recent_key[i], load(&shared.recent_key[i]) + sum);
-          store(&shared.recent_product[i], load(&shared.recent_product[i]) + q * sum);
-          if (h < to.units) found += load(&turned.product[i]) * sum;
-        }
-        store_part(d_query + d, stretch ? found + load_part(d_query + d, lanes) : found, lanes);
+      in_slices(to.deep, [&](auto slices, int64_t d) {
+        query_gradients<decltype(slices)::value>(to, turned, query, sums, d, stretch == 0, d_query, shared);
+      });
+      const float* hidden = in.query_hidden + (query0 + c) * to.units;
+      float* d_hidden = g.d_query_hidden + (query0 + c) * to.units;
+      for (int64_t h = 0; h < to.units; ++h) {
+        const float found = (to.above[h] - to.below[h]) * counts[h] + to.below[h] * all_scores;
+        d_hidden[h] = stretch ? d_hidden[h] + found : found;
+        shared.above.recent[h] += hidden[h] * counts[h] + up[h];
+        shared.all.recent[h] += hidden[h] * all_scores + all[h];
       }
       if (++shared.stretches == kFlush) shared.flush();
-      for (int64_t h = 0; h < to.units; ++h) {
-        float& found = g.d_query_hidden[(query0 + c) * to.units + h];
-        found = (stretch ? found : 0.0f) + (to.above[h] - to.below[h]) * counts[h] + to.below[h] * all_scores;
-        const double hidden = in.query_hidden[(query0 + c) * to.units + h];
-        shared.above[h] += hidden * counts[h] + up[h];
-        shared.all[h] += hidden * total + all[h];
-      }
     }
   }
 }
@@ -868,13 +902,13 @@ void sostenuto_attention_backward(const AttentionShape* shape, const AttentionIn
   *grads->d_bias += static_cast<float>(found.bias);
   for (int64_t h = 0; h < to.units; ++h) {
     const double below = to.below[h], gain = to.above[h] - to.below[h];
-    double above = found.above[h], all = found.all[h];
+    double above = found.above.whole[h], all = found.all.whole[h];
     for (int64_t d = 0; d < to.dim; ++d) {
       const int64_t i = h * to.dim + d, of_unit = h * to.deep + d, of_all = to.units * to.deep + d;
-      above += in->w_key[i] * found.key[of_unit] + in->w_product[i] * found.product[of_unit];
-      all += in->w_key[i] * found.key[of_all] + in->w_product[i] * found.product[of_all];
-      grads->d_w_key[i] += static_cast<float>(gain * found.key[of_unit] + below * found.key[of_all]);
-      grads->d_w_product[i] += static_cast<float>(gain * found.product[of_unit] + below * found.product[of_all]);
+      above += in->w_key[i] * found.key.whole[of_unit] + in->w_product[i] * found.product.whole[of_unit];
+      all += in->w_key[i] * found.key.whole[of_all] + in->w_product[i] * found.product.whole[of_all];
+      grads->d_w_key[i] += static_cast<float>(gain * found.key.whole[of_unit] + below * found.key.whole[of_all]);
+      grads->d_w_product[i] += static_cast<float>(gain * found.product.whole[of_unit] + below * found.product.whole[of_all]);
     }
     grads->d_w_above[h] += static_cast<float>(above);
     grads->d_w_below[h] += static_cast<float>(all - above);
