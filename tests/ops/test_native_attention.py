@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.ops.shapes import offsets_of, row_pairs
 
 from sostenuto.native.library import available, using
-from sostenuto.ops.native_attention import attention
+from sostenuto.ops.native_attention import attend, attention
 from sostenuto.ops.target_attention import NORMALISERS, UnitWeights, target_attention
 
 LIBRARIES = available()
@@ -107,6 +107,57 @@ def test_long_histories_cross_every_block(name, normalise):
     assert_near(twin[0], plain[0])
     for found, expected in zip(twin[1], plain[1], strict=True):
         assert_near(found, expected)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize(
+    "dims",
+    [(32, 64, 1), (32, 64, 33), (16, 64, 0), (48, 32, 5), (33, 65, 8), (24, 130, 3)],
+    ids=lambda dims: "D{}-H{}-V{}".format(*dims),
+)
+@pytest.mark.parametrize("slope", [False, True], ids=["relu", "prelu"])
+@pytest.mark.parametrize("hidden", [False, True], ids=["", "key_hidden"])
+def test_whole_and_odd_widths_take_their_own_ways(name, dims, slope, hidden):
+    pairs = [(64, 1), (130, 2), (0, 3), (5, 1), (70, 9), (3, 0), (201, 1)]
+    for with_key in (False, True):
+        switches = {"slope": slope, "hidden": hidden, "scale": 0.3, "with_key": with_key}
+        with using(None):
+            plain = Case(pairs, dims, 1, dtype=torch.float64, **switches).answer("none")
+        with using(LIBRARIES[name]):
+            twin = Case(pairs, dims, 1, dtype=torch.float32, **switches).answer("none")
+        assert_near(twin[0], plain[0])
+        for found, expected in zip(twin[1], plain[1], strict=True):
+            assert_near(found, expected)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_unit_that_is_exactly_zero_is_not_above_zero(name):
+    """Padding items have zero vectors: what the readout below 0 gets must be told from what the one above gets."""
+    case = Case([(9, 2)], (8, 8, 3), 0, slope=True, hidden=False, dtype=torch.float32)
+    with torch.no_grad():
+        case.query.zero_()
+        case.unit.bias.zero_()
+        case.key.zero_()
+    with using(LIBRARIES[name]):
+        twin = case.answer("none")
+    with using(None):
+        plain = case.answer("none")
+    for found, expected in zip(twin[1], plain[1], strict=True):
+        assert_near(found, expected.double())
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_the_operator_and_the_direct_call_give_the_same_bits(name):
+    case = Case([(30, 2), (65, 1)], (16, 24, 3), 0, slope=True, hidden=True, dtype=torch.float32)
+    unit = case.unit
+    leaves = [case.query, case.key, case.value, case.key_hidden, unit.key, unit.product, unit.out, unit.bias]
+    inputs = (case.query, case.query_offsets, case.key, case.key_offsets, case.value, case.query @ unit.query.T)
+    inputs += (case.key_hidden, unit.key, unit.product, unit.out, unit.bias, unit.out_bias, 1, True, True)
+    with using(LIBRARIES[name]):
+        direct, operator = attend(*inputs), attention(*inputs)[0]
+        gradients = [torch.autograd.grad(out.square().sum(), leaves, retain_graph=True) for out in (direct, operator)]
+    assert torch.equal(direct, operator)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

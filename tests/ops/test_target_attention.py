@@ -190,3 +190,13 @@ def test_no_gradient_is_kept_when_none_is_asked_for():
     case = Case([(5, 4)], 2, slope=True, hidden=True)
     with torch.no_grad():
         assert not case.fast("none").requires_grad
+
+
+@pytest.mark.parametrize("normalise", NORMALISERS)
+def test_with_key_is_the_key_in_front_of_the_value(normalise):
+    case = Case([(5, 2), (0, 1), (3, 3)], 0, slope=True, hidden=True)
+    arguments = (case.query, case.query_offsets, case.key, case.key_offsets)
+    rest = {"key_hidden": case.key_hidden, "normalise": normalise}
+    joined = target_attention(*arguments, torch.cat([case.key, case.value], 1), case.unit(), **rest)
+    apart = target_attention(*arguments, case.value, case.unit(), with_key=True, **rest)
+    assert_same_values_and_gradients(case, apart, joined)

@@ -26,8 +26,21 @@ class AttentionShape(ctypes.Structure):
     """As in source/interface.h."""
 
     _fields_ = [
-        *((name, _I) for name in ("requests", "dim", "units", "width", "with_key", "normalise", "threads")),
-        *((name, _P) for name in ("query_offsets", "key_offsets", "pair_offsets")),
+        *(
+            (name, _I)
+            for name in (
+                "requests",
+                "candidates",
+                "behaviours",
+                "dim",
+                "units",
+                "width",
+                "with_key",
+                "normalise",
+                "threads",
+            )
+        ),
+        *((name, _P) for name in ("query_offsets", "key_offsets")),
     ]
 
 
@@ -96,6 +109,7 @@ class RowsShape(ctypes.Structure):
 
 
 _ENTRIES = {  # name -> number of pointer arguments
+    "sostenuto_attention_pairs": 1,
     "sostenuto_attention_forward": 3,
     "sostenuto_attention_backward": 3,
     "sostenuto_bucket_sums": 5,
@@ -104,6 +118,7 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_distinct_rows": 4,
     "sostenuto_sum_rows": 4,
 }
+_COUNTS = {"sostenuto_attention_pairs", "sostenuto_distinct_rows"}  # these return a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +150,7 @@ def _open(processor: str) -> Library | None:
             return None
         for name, arguments in _ENTRIES.items():
             getattr(handle, name).argtypes = [_P] * arguments
-            getattr(handle, name).restype = _I if name == "sostenuto_distinct_rows" else None
+            getattr(handle, name).restype = _I if name in _COUNTS else None
     except (OSError, AttributeError):
         return None
     return Library(handle, processor)

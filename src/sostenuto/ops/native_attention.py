@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sostenuto.native.library import (
     AttentionGradients,
@@ -24,49 +26,51 @@ def _address(tensor: Tensor | None) -> int | None:
 def _shape(
     query: Tensor,
     query_offsets: Tensor,
+    key: Tensor,
     key_offsets: Tensor,
-    pair_offsets: Tensor,
+    value: Tensor,
     *,
     units: int,
-    width: int,
     with_key: bool,
     kind: int,
 ) -> AttentionShape:
     return AttentionShape(
         requests=query_offsets.shape[0] - 1,
+        candidates=query.shape[0],
+        behaviours=key.shape[0],
         dim=query.shape[1],
         units=units,
-        width=width,
+        width=value.shape[1],
         with_key=with_key,
         normalise=kind,
         threads=torch.get_num_threads(),
         query_offsets=_address(query_offsets),
         key_offsets=_address(key_offsets),
-        pair_offsets=_address(pair_offsets),
     )
 
 
-def _pair_offsets(query_offsets: Tensor, key_offsets: Tensor) -> Tensor:
-    """Return (B + 1,) starts of each request's (candidates, behaviours) block."""
-    pairs = query_offsets.diff() * key_offsets.diff()
-    return torch.cat([pairs.new_zeros(1), pairs.cumsum(0)])
+def _call(name: str, *structs: ctypes.Structure) -> Any:
+    return getattr(any_library().handle, name)(*(ctypes.byref(struct) for struct in structs))
 
 
-def _call(name: str, *structs: ctypes.Structure) -> None:
-    getattr(any_library().handle, name)(*(ctypes.byref(struct) for struct in structs))
+def _checked_pairs(shape: AttentionShape, query_offsets: Tensor, key_offsets: Tensor) -> int:
+    """Return the number of pairs after a look that offsets stay inside the rows: nobody reads beyond an array."""
+    same = query_offsets.shape[0] == key_offsets.shape[0]
+    pairs = int(_call("sostenuto_attention_pairs", shape)) if same and query_offsets.shape[0] else -2
+    if pairs >= 0:
+        return pairs
+    name, offsets, rows = (
+        ("query_offsets", query_offsets, shape.candidates)
+        if pairs == -1
+        else ("key_offsets", key_offsets, shape.behaviours)
+    )
+    raise ValueError(
+        f"{name} must rise from 0 to {rows} in {query_offsets.shape[0] - 1} steps, "
+        f"got {offsets.tolist()[:5]}...; make them with cumsum"
+    )
 
 
-def _checked(offsets: Tensor, rows: int, name: str) -> Tensor:
-    """Return contiguous offsets after a look that they stay inside the rows: nothing may be read beyond an array."""
-    offsets = offsets.contiguous()
-    inside = offsets.shape[0] > 0 and int(offsets[0]) == 0 and int(offsets[-1]) == rows
-    if not inside or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"{name} must rise from 0 to {rows}, got {offsets.tolist()[:5]}...; make them with cumsum")
-    return offsets
-
-
-@torch.library.custom_op("sostenuto::attention", mutates_args=())
-def attention(
+def _forward(
     query: Tensor,
     query_offsets: Tensor,
     key: Tensor,
@@ -102,26 +106,18 @@ def attention(
         with_key: sum the keys too, in front of the values: (Nc, D + V) is returned, and V may be 0.
         keep: also return the weights (pairs,) and signs (pairs, 64 units in an int64), which the backward pass needs.
     """
-    query_offsets = _checked(query_offsets, query.shape[0], "query_offsets")
-    key_offsets = _checked(key_offsets, key.shape[0], "key_offsets")
-    pair_offsets = _pair_offsets(query_offsets, key_offsets)
+    query_offsets, key_offsets = query_offsets.contiguous(), key_offsets.contiguous()
+    units = w_key.shape[0]
+    shape = _shape(query, query_offsets, key, key_offsets, value, units=units, with_key=with_key, kind=normalise)
+    pairs = _checked_pairs(shape, query_offsets, key_offsets)
+    pairs = pairs if keep else 0
     out = _result(query, value, with_key)
-    pairs, units = int(pair_offsets[-1]) if keep else 0, w_key.shape[0]
     weights, signs = value.new_empty(pairs), query_offsets.new_empty(pairs, _words(units))
     held = [t.contiguous() for t in (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)]
     extra = None if key_hidden is None else key_hidden.contiguous()
     _call(
         "sostenuto_attention_forward",
-        _shape(
-            query,
-            query_offsets,
-            key_offsets,
-            pair_offsets,
-            units=units,
-            width=value.shape[1],
-            with_key=with_key,
-            kind=normalise,
-        ),
+        shape,
         _inputs(held, extra),
         AttentionOutputs(
             out=_address(out),
@@ -148,6 +144,9 @@ def _inputs(held: list[Tensor], extra: Tensor | None) -> AttentionInputs:
     )
 
 
+attention = torch.library.custom_op("sostenuto::attention", _forward, mutates_args=())
+
+
 @attention.register_fake
 def _(
     query: Tensor,
@@ -171,8 +170,7 @@ def _(
     return _result(query, value, with_key), value.new_empty(pairs), signs
 
 
-@torch.library.custom_op("sostenuto::attention_backward", mutates_args=())
-def attention_backward(
+def _gradients(
     d_out: Tensor,
     weights: Tensor,
     signs: Tensor,
@@ -198,7 +196,6 @@ def attention_backward(
     held = [t.contiguous() for t in (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)]
     extra = None if key_hidden is None else key_hidden.contiguous()
     query_offsets, key_offsets = query_offsets.contiguous(), key_offsets.contiguous()
-    pair_offsets = _pair_offsets(query_offsets, key_offsets)
     found = [torch.empty_like(t) for t in held[:4]] + [torch.zeros_like(t) for t in held[4:]]
     d_extra = query.new_empty(0) if extra is None else torch.empty_like(extra)
     kept, noted, upstream = weights.contiguous(), signs.contiguous(), d_out.contiguous()
@@ -209,10 +206,10 @@ def attention_backward(
         _shape(
             query,
             query_offsets,
+            key,
             key_offsets,
-            pair_offsets,
+            value,
             units=w_key.shape[0],
-            width=value.shape[1],
             with_key=with_key,
             kind=normalise,
         ),
@@ -226,6 +223,9 @@ def attention_backward(
         ),
     )
     return [*found, d_extra]
+
+
+attention_backward = torch.library.custom_op("sostenuto::attention_backward", _gradients, mutates_args=())
 
 
 @attention_backward.register_fake
@@ -258,12 +258,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     ctx.save_for_backward(*output[1:], *(t for t in tensors if t is not None))
 
 
-def _backward(ctx: Any, d_out: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, d_out: Tensor, *_: Tensor | None, run: Callable[..., list[Tensor]] = attention_backward
+) -> tuple[Tensor | None, ...]:
     weights, signs, *tensors = ctx.saved_tensors
     if not ctx.has_extra:
         tensors.insert(6, None)
-    d_query, d_query_hidden, d_key, d_value, d_w_key, d_w_product, d_above, d_below, d_bias, d_extra = (
-        attention_backward(d_out, weights, signs, *tensors, ctx.normalise, ctx.with_key)
+    d_query, d_query_hidden, d_key, d_value, d_w_key, d_w_product, d_above, d_below, d_bias, d_extra = run(
+        d_out, weights, signs, *tensors, ctx.normalise, ctx.with_key
     )
     return (
         d_query,
@@ -286,4 +288,29 @@ def _backward(ctx: Any, d_out: Tensor, *_: Tensor | None) -> tuple[Tensor | None
 
 attention.register_autograd(_backward, setup_context=_setup)
 
-__all__ = ["attention", "attention_backward"]
+
+class _Attend(torch.autograd.Function):
+    """The operator without torch's dispatch, which costs as much as a thousand pairs."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        found = _forward(*inputs)
+        _setup(ctx, inputs, found)
+        return found[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, d_out, run=_gradients)
+
+
+def attend(*inputs: Any) -> Tensor:
+    """Return what `attention` returns first: the operator where torch looks on, a direct call elsewhere."""
+    if not torch.compiler.is_compiling():
+        found: Tensor = _Attend.apply(*inputs) if inputs[-1] else _forward(*inputs)[0]  # type: ignore[no-untyped-call]
+    else:
+        found = attention(*inputs)[0]
+    return found
+
+
+__all__ = ["attend", "attention", "attention_backward"]

@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from sostenuto.ops.backend import is_usable
-from sostenuto.ops.native_attention import attention
+from sostenuto.ops.native_attention import attend
 
 Normalise = Literal["none", "softmax", "sqrt_length"]
 NORMALISERS: tuple[Normalise, ...] = ("none", "softmax", "sqrt_length")  # in the order of native/source/interface.h
@@ -355,7 +355,7 @@ def target_attention(
     if is_usable(query, key, value, unit.key, key_hidden):
         below = torch.zeros_like(unit.out) if unit.slope is None else unit.out * unit.slope
         inputs = (query, key, value, query_hidden, key_hidden, unit.key, unit.product, unit.out, below, unit.out_bias)
-        found: Tensor = attention(
+        return attend(
             query,
             query_offsets,
             key,
@@ -371,8 +371,7 @@ def target_attention(
             NORMALISERS.index(normalise),
             with_key,
             torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs),
-        )[0]
-        return found
+        )
     if with_key:
         value = torch.cat([key, value], 1)
     w_out, query_linear, key_score = unit.out, None, None

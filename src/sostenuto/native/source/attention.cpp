@@ -289,6 +289,7 @@ inline void sum_rows_of(const float* rows, int64_t count, int64_t width, int64_t
 // Some candidates of one request.
 struct Piece {
   int64_t request, first, last;
+  int64_t pair0;  // where the pairs of the first begin
 };
 
 struct ForwardSpace {
@@ -327,10 +328,8 @@ void forward_piece(const AttentionShape& s, const AttentionInputs& in, const Att
   std::fill(result, result + count * parts.width, 0.0f);
   if (!length || !count) return;
   const bool keeps = out.weights != nullptr;
-  const int64_t pair0 =
-      s.pair_offsets[piece.request] + (piece.first - s.query_offsets[piece.request]) * length;
-  float* weights = keeps ? out.weights + pair0 : space.weights.at(count * length);
-  uint64_t* signs = keeps ? out.signs + pair0 * to.words : nullptr;
+  float* weights = keeps ? out.weights + piece.pair0 : space.weights.at(count * length);
+  uint64_t* signs = keeps ? out.signs + piece.pair0 * to.words : nullptr;
   const auto score = to.leaks ? (keeps ? score_piece<true, true> : score_piece<true, false>)
                               : (keeps ? score_piece<false, true> : score_piece<false, false>);
   score(in, to, piece, key0, length, weights, signs, space);
@@ -743,7 +742,8 @@ inline void query_gradients(const Layout& to, const Turned& turned, const float*
 }
 
 void backward_request(const AttentionShape& s, const AttentionInputs& in, const AttentionGradients& g,
-                      const Layout& to, const Turned& turned, int64_t request, BackwardSpace& space, Shared& shared) {
+                      const Layout& to, const Turned& turned, int64_t request, int64_t pair0, BackwardSpace& space,
+                      Shared& shared) {
   const int64_t key0 = s.key_offsets[request], length = s.key_offsets[request + 1] - key0;
   const int64_t query0 = s.query_offsets[request], count = s.query_offsets[request + 1] - query0;
   if (!length || !count) {  // nothing met anything
@@ -756,7 +756,6 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
     return;
   }
   const SummedParts parts(s, in);
-  const int64_t pair0 = s.pair_offsets[request];
   const float* weights = g.weights + pair0;
   const float* d_out = g.d_out + query0 * parts.width;
   float* d_scores = space.d_scores.at(count * length);
@@ -853,18 +852,34 @@ int64_t sostenuto_processor() {
   return 0;
 }
 
+int64_t sostenuto_attention_pairs(const AttentionShape* shape) {
+  const auto rises = [&](const int64_t* offsets, int64_t rows) {
+    bool good = offsets[0] == 0 && offsets[shape->requests] == rows;
+    for (int64_t b = 0; b < shape->requests; ++b) good = good && offsets[b] <= offsets[b + 1];
+    return good;
+  };
+  if (!rises(shape->query_offsets, shape->candidates)) return -1;
+  if (!rises(shape->key_offsets, shape->behaviours)) return -2;
+  int64_t pairs = 0;
+  for (int64_t b = 0; b < shape->requests; ++b)
+    pairs += (shape->query_offsets[b + 1] - shape->query_offsets[b]) * (shape->key_offsets[b + 1] - shape->key_offsets[b]);
+  return pairs;
+}
+
 void sostenuto_attention_forward(const AttentionShape* shape, const AttentionInputs* in,
                                  const AttentionOutputs* out) {
   const Layout to(*shape, *in);
   std::vector<Piece> pieces;
   std::vector<int64_t> costs;
+  int64_t pairs = 0;
   for (int64_t b = 0; b < shape->requests; ++b) {
     const int64_t first = shape->query_offsets[b], last = shape->query_offsets[b + 1];
     const int64_t length = shape->key_offsets[b + 1] - shape->key_offsets[b];
     // One request alone must be shared by the threads; more candidates than this would need too many weights at once.
     const int64_t most = std::min<int64_t>(128, std::max<int64_t>(8, (last - first + shape->threads - 1) / shape->threads));
     for (int64_t c = first; c < last; c += most) {
-      pieces.push_back({b, c, std::min(c + most, last)});
+      pieces.push_back({b, c, std::min(c + most, last), pairs});
+      pairs += (pieces.back().last - c) * length;
       costs.push_back((pieces.back().last - c) * (length + 16));
     }
   }
@@ -878,10 +893,13 @@ void sostenuto_attention_backward(const AttentionShape* shape, const AttentionIn
                                   const AttentionGradients* grads) {
   const Layout to(*shape, *in);
   const Turned turned(to, *in);
-  std::vector<int64_t> costs;
-  for (int64_t b = 0; b < shape->requests; ++b)
-    costs.push_back((shape->query_offsets[b + 1] - shape->query_offsets[b]) *
-                    (shape->key_offsets[b + 1] - shape->key_offsets[b] + 16));
+  std::vector<int64_t> costs, pair_offsets{0};
+  for (int64_t b = 0; b < shape->requests; ++b) {
+    const int64_t count = shape->query_offsets[b + 1] - shape->query_offsets[b];
+    const int64_t length = shape->key_offsets[b + 1] - shape->key_offsets[b];
+    costs.push_back(count * (length + 16));
+    pair_offsets.push_back(pair_offsets.back() + count * length);
+  }
   // Sums of the shared weights are taken in a fixed number of parts, so that threads change no bit of them.
   const std::vector<int64_t> bounds = cut(costs, kParts);
   const int64_t number = static_cast<int64_t>(bounds.size()) - 1;
@@ -893,7 +911,7 @@ void sostenuto_attention_backward(const AttentionShape* shape, const AttentionIn
     BackwardSpace space;
     for (int64_t part = first; part < last; ++part) {
       for (int64_t b = bounds[part]; b < bounds[part + 1]; ++b)
-        backward_request(*shape, *in, *grads, to, turned, b, space, parts[part]);
+        backward_request(*shape, *in, *grads, to, turned, b, pair_offsets[b], space, parts[part]);
       parts[part].flush();
     }
   });

@@ -9,6 +9,8 @@
 // Target attention with a factored activation unit; letters as in ops/target_attention.py.
 struct AttentionShape {
   int64_t requests;              // B
+  int64_t candidates;            // Nc
+  int64_t behaviours;            // Nh
   int64_t dim;                   // D
   int64_t units;                 // H
   int64_t width;                 // V
@@ -17,7 +19,6 @@ struct AttentionShape {
   int64_t threads;
   const int64_t* query_offsets;  // (B + 1,)
   const int64_t* key_offsets;    // (B + 1,)
-  const int64_t* pair_offsets;   // (B + 1,), of candidates times behaviours
 };
 
 struct AttentionInputs {
@@ -35,7 +36,7 @@ struct AttentionInputs {
 
 struct AttentionOutputs {
   float* out;      // (Nc, V), or (Nc, D + V) with `with_key`; written
-  float* weights;  // (pairs,), per request (candidates, behaviours), written; null: not kept
+  float* weights;  // (pairs,), request after request (candidates, behaviours), written; null: not kept
   uint64_t* signs;  // (pairs, words), written with the weights: bit h % 64 of word h / 64 is set where pre_h > 0
 };
 
@@ -80,6 +81,9 @@ extern "C" {
 // 0 generic, 2 AVX2 with FMA, 3 AVX-512 F, DQ, BW and VL
 SOSTENUTO_EXPORT int64_t sostenuto_processor();
 SOSTENUTO_EXPORT int64_t sostenuto_version();
+// How many pairs of a candidate and a behaviour there are; -1 or -2 when the offsets of the candidates or of the
+// behaviours do not rise from 0 to how many there are. The other two entries take it that they do.
+SOSTENUTO_EXPORT int64_t sostenuto_attention_pairs(const AttentionShape*);
 SOSTENUTO_EXPORT void sostenuto_attention_forward(const AttentionShape*, const AttentionInputs*, const AttentionOutputs*);
 SOSTENUTO_EXPORT void sostenuto_attention_backward(const AttentionShape*, const AttentionInputs*, const AttentionGradients*);
 // values (N, V), weights (N, S) float64, ids (N, G) inside [0, K); the table (B, G, K, S, V) float64 is written.
