@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.ops.shapes import offsets_of, row_pairs
 
 from sostenuto.native.library import available, using
-from sostenuto.ops.native_attention import attention
+from sostenuto.ops.native_attention import attend, attention
 from sostenuto.ops.target_attention import NORMALISERS, UnitWeights, target_attention
 
 LIBRARIES = available()
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not LIBRARIES, reason="no compiled library is he
 class Case:
     """Random inputs: the plain form gets them in float64, the twin in float32."""
 
-    def __init__(self, pairs, dims, seed, *, slope, hidden, dtype, scale=1.0):
+    def __init__(self, pairs, dims, seed, *, slope, hidden, dtype, scale=1.0, with_key=False):
         generator = torch.Generator().manual_seed(seed)
         dim, units, width = dims
 
@@ -36,6 +36,7 @@ class Case:
         self.unit = UnitWeights(
             draw(units, dim), draw(units, dim), draw(units, dim), draw(units), draw(units), draw(1), draw(units)
         )
+        self.with_key = with_key
         if not slope:
             self.unit = self.unit._replace(slope=None)
 
@@ -54,6 +55,7 @@ class Case:
             unit,
             key_hidden=self.key_hidden,
             normalise=normalise,
+            with_key=self.with_key,
         )
         upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
         return out, torch.autograd.grad(out, self.leaves(), upstream, allow_unused=True, materialize_grads=True)
@@ -69,15 +71,16 @@ def assert_near(twin, plain):
 @settings(max_examples=60, deadline=None)
 @given(
     pairs=row_pairs,
-    dims=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)),
+    dims=st.tuples(st.integers(1, 40), st.integers(1, 80), st.integers(0, 40)),
     seed=st.integers(0, 999),
     slope=st.booleans(),
     hidden=st.booleans(),
     normalise=st.sampled_from(NORMALISERS),
+    with_key=st.booleans(),
     threads=st.sampled_from([1, 2, 3]),
 )
-def test_a_twin_equals_the_definition(name, pairs, dims, seed, slope, hidden, normalise, threads):
-    switches = {"slope": slope, "hidden": hidden, "scale": 0.5}
+def test_a_twin_equals_the_definition(name, pairs, dims, seed, slope, hidden, normalise, with_key, threads):
+    switches = {"slope": slope, "hidden": hidden, "scale": 0.5, "with_key": with_key}
     with using(None):
         plain = Case([(1, 1), *pairs], dims, seed, dtype=torch.float64, **switches).answer(normalise)
     before = torch.get_num_threads()
@@ -104,6 +107,57 @@ def test_long_histories_cross_every_block(name, normalise):
     assert_near(twin[0], plain[0])
     for found, expected in zip(twin[1], plain[1], strict=True):
         assert_near(found, expected)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize(
+    "dims",
+    [(32, 64, 1), (32, 64, 33), (16, 64, 0), (48, 32, 5), (33, 65, 8), (24, 130, 3)],
+    ids=lambda dims: "D{}-H{}-V{}".format(*dims),
+)
+@pytest.mark.parametrize("slope", [False, True], ids=["relu", "prelu"])
+@pytest.mark.parametrize("hidden", [False, True], ids=["", "key_hidden"])
+def test_whole_and_odd_widths_take_their_own_ways(name, dims, slope, hidden):
+    pairs = [(64, 1), (130, 2), (0, 3), (5, 1), (70, 9), (3, 0), (201, 1)]
+    for with_key in (False, True):
+        switches = {"slope": slope, "hidden": hidden, "scale": 0.3, "with_key": with_key}
+        with using(None):
+            plain = Case(pairs, dims, 1, dtype=torch.float64, **switches).answer("none")
+        with using(LIBRARIES[name]):
+            twin = Case(pairs, dims, 1, dtype=torch.float32, **switches).answer("none")
+        assert_near(twin[0], plain[0])
+        for found, expected in zip(twin[1], plain[1], strict=True):
+            assert_near(found, expected)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_unit_that_is_exactly_zero_is_not_above_zero(name):
+    """Padding items have zero vectors: what the readout below 0 gets must be told from what the one above gets."""
+    case = Case([(9, 2)], (8, 8, 3), 0, slope=True, hidden=False, dtype=torch.float32)
+    with torch.no_grad():
+        case.query.zero_()
+        case.unit.bias.zero_()
+        case.key.zero_()
+    with using(LIBRARIES[name]):
+        twin = case.answer("none")
+    with using(None):
+        plain = case.answer("none")
+    for found, expected in zip(twin[1], plain[1], strict=True):
+        assert_near(found, expected.double())
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_the_operator_and_the_direct_call_give_the_same_bits(name):
+    case = Case([(30, 2), (65, 1)], (16, 24, 3), 0, slope=True, hidden=True, dtype=torch.float32)
+    unit = case.unit
+    leaves = [case.query, case.key, case.value, case.key_hidden, unit.key, unit.product, unit.out, unit.bias]
+    inputs = (case.query, case.query_offsets, case.key, case.key_offsets, case.value, case.query @ unit.query.T)
+    inputs += (case.key_hidden, unit.key, unit.product, unit.out, unit.bias, unit.out_bias, 1, True, True)
+    with using(LIBRARIES[name]):
+        direct, operator = attend(*inputs), attention(*inputs)[0]
+        gradients = [torch.autograd.grad(out.square().sum(), leaves, retain_graph=True) for out in (direct, operator)]
+    assert torch.equal(direct, operator)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -160,6 +214,7 @@ def test_the_operator_is_registered_whole(name):
         (unit.out * 0.1).detach().requires_grad_(),
         unit.out_bias,
         1,
+        False,
         True,
     )
     with using(LIBRARIES[name]):

@@ -211,3 +211,13 @@ def test_autocast_lowers_the_products_and_nothing_else(slope, normalise):
     )
     for whole, part in ((plain, lower), (expected, found)):
         assert float((whole - part).detach().norm()) <= 0.05 * float(whole.detach().norm())
+
+
+@pytest.mark.parametrize("normalise", NORMALISERS)
+def test_with_key_is_the_key_in_front_of_the_value(normalise):
+    case = Case([(5, 2), (0, 1), (3, 3)], 0, slope=True, hidden=True)
+    arguments = (case.query, case.query_offsets, case.key, case.key_offsets)
+    rest = {"key_hidden": case.key_hidden, "normalise": normalise}
+    joined = target_attention(*arguments, torch.cat([case.key, case.value], 1), case.unit(), **rest)
+    apart = target_attention(*arguments, case.value, case.unit(), with_key=True, **rest)
+    assert_same_values_and_gradients(case, apart, joined)

@@ -57,7 +57,12 @@ class TargetAttention(nn.Module):
         value: Tensor,
         key_hidden: Tensor | None = None,
     ) -> Tensor:
-        """Return (Nc, V); see `ops.target_attention.target_attention` for shapes."""
+        """Return (Nc, D + V), the sum of the keys and that of further values.
+
+        Args:
+            value: (Nh, V) what is summed beside the keys; V may be 0. The rest is as in
+                `ops.target_attention.target_attention`.
+        """
         unit = UnitWeights(
             key=self.get_parameter("key"),
             query=self.get_parameter("query"),
@@ -73,14 +78,22 @@ class TargetAttention(nn.Module):
                 query_offsets,
                 key,
                 key_offsets,
-                value,
+                torch.cat([key, value], 1),
                 unit,
                 self.deeper,
                 key_hidden=key_hidden,
                 normalise=self.normalise,
             )
         return target_attention(
-            query, query_offsets, key, key_offsets, value, unit, key_hidden=key_hidden, normalise=self.normalise
+            query,
+            query_offsets,
+            key,
+            key_offsets,
+            value,
+            unit,
+            key_hidden=key_hidden,
+            normalise=self.normalise,
+            with_key=True,
         )
 
 

@@ -128,13 +128,10 @@ class DIN(nn.Module):
         version = self.requests.version(self.histories.items, state.taste, candidates.row)
         target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
         hidden, gaps = self.histories.at_request(past, context)
-        value = [past.key]
-        if self.config.products:
-            value.append(torch.ones(past.key.shape[0], 1, device=target.device))
+        beside = [past.key.new_ones(past.key.shape[0], int(self.config.products))]
         if gaps is not None and self.config.gap_values:
-            value.append(gaps)
-        summed = torch.cat(value, 1) if len(value) > 1 else past.key
-        interest = self.attention(target, candidates.offsets, past.key, past.offsets, summed, hidden)
+            beside.append(gaps)
+        interest = self.attention(target, candidates.offsets, past.key, past.offsets, torch.cat(beside, 1), hidden)
         pooled = target
         if self.config.products:
             mean = segment_mean(past.key, past.offsets, exact=True)[candidates.row]

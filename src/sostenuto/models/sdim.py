@@ -172,13 +172,10 @@ class SDIM(nn.Module):
         target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
         recent, dim = state.recent, target.shape[1]
         hidden, gaps = self.histories.at_request(recent, context)
-        value = [recent.key]
-        if self.config.products:
-            value.append(torch.ones(recent.key.shape[0], 1, device=target.device))
+        beside = [recent.key.new_ones(recent.key.shape[0], int(self.config.products))]
         if gaps is not None:
-            value.append(gaps)
-        summed = torch.cat(value, 1) if len(value) > 1 else recent.key
-        short = self.short(target, candidates.offsets, recent.key, recent.offsets, summed, hidden)
+            beside.append(gaps)
+        short = self.short(target, candidates.offsets, recent.key, recent.offsets, torch.cat(beside, 1), hidden)
         hashed = self.long.hash(self._hashed(target))
         long = self.long.lookup(state.long, hashed, candidates.offsets)
         if self.config.products:

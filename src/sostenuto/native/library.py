@@ -26,8 +26,21 @@ class AttentionShape(ctypes.Structure):
     """As in source/interface.h."""
 
     _fields_ = [
-        *((name, _I) for name in ("requests", "dim", "units", "width", "normalise", "threads")),
-        *((name, _P) for name in ("query_offsets", "key_offsets", "pair_offsets")),
+        *(
+            (name, _I)
+            for name in (
+                "requests",
+                "candidates",
+                "behaviours",
+                "dim",
+                "units",
+                "width",
+                "with_key",
+                "normalise",
+                "threads",
+            )
+        ),
+        *((name, _P) for name in ("query_offsets", "key_offsets")),
     ]
 
 
@@ -54,7 +67,7 @@ class AttentionInputs(ctypes.Structure):
 class AttentionOutputs(ctypes.Structure):
     """As in source/interface.h."""
 
-    _fields_ = [("out", _P), ("weights", _P)]
+    _fields_ = [("out", _P), ("weights", _P), ("signs", _P)]
 
 
 class AttentionGradients(ctypes.Structure):
@@ -64,6 +77,7 @@ class AttentionGradients(ctypes.Structure):
         (name, _P)
         for name in (
             "weights",
+            "signs",
             "d_out",
             "d_query",
             "d_query_hidden",
@@ -125,6 +139,7 @@ class SearchShape(ctypes.Structure):
 
 
 _ENTRIES = {  # name -> number of pointer arguments
+    "sostenuto_attention_pairs": 1,
     "sostenuto_attention_forward": 3,
     "sostenuto_attention_backward": 3,
     "sostenuto_bucket_sums": 6,
@@ -139,6 +154,7 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_hamming_top_k": 5,
     "sostenuto_product_top_k": 5,
 }
+_COUNTS = {"sostenuto_attention_pairs", "sostenuto_distinct_rows"}  # these return a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +186,7 @@ def _open(processor: str) -> Library | None:
             return None
         for name, arguments in _ENTRIES.items():
             getattr(handle, name).argtypes = [_P] * arguments
-            getattr(handle, name).restype = _I if name == "sostenuto_distinct_rows" else None
+            getattr(handle, name).restype = _I if name in _COUNTS else None
     except (OSError, AttributeError):
         return None
     return Library(handle, processor)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sostenuto.native.library import (
     AttentionGradients,
@@ -22,42 +24,53 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def _shape(
-    query: Tensor, query_offsets: Tensor, key_offsets: Tensor, pair_offsets: Tensor, units: int, width: int, kind: int
+    query: Tensor,
+    query_offsets: Tensor,
+    key: Tensor,
+    key_offsets: Tensor,
+    value: Tensor,
+    *,
+    units: int,
+    with_key: bool,
+    kind: int,
 ) -> AttentionShape:
     return AttentionShape(
         requests=query_offsets.shape[0] - 1,
+        candidates=query.shape[0],
+        behaviours=key.shape[0],
         dim=query.shape[1],
         units=units,
-        width=width,
+        width=value.shape[1],
+        with_key=with_key,
         normalise=kind,
         threads=torch.get_num_threads(),
         query_offsets=_address(query_offsets),
         key_offsets=_address(key_offsets),
-        pair_offsets=_address(pair_offsets),
     )
 
 
-def _pair_offsets(query_offsets: Tensor, key_offsets: Tensor) -> Tensor:
-    """Return (B + 1,) starts of each request's (candidates, behaviours) block."""
-    pairs = query_offsets.diff() * key_offsets.diff()
-    return torch.cat([pairs.new_zeros(1), pairs.cumsum(0)])
+def _call(name: str, *structs: ctypes.Structure) -> Any:
+    return getattr(any_library().handle, name)(*(ctypes.byref(struct) for struct in structs))
 
 
-def _call(name: str, *structs: ctypes.Structure) -> None:
-    getattr(any_library().handle, name)(*(ctypes.byref(struct) for struct in structs))
+def _checked_pairs(shape: AttentionShape, query_offsets: Tensor, key_offsets: Tensor) -> int:
+    """Return the number of pairs after a look that offsets stay inside the rows: nobody reads beyond an array."""
+    same = query_offsets.shape[0] == key_offsets.shape[0]
+    pairs = int(_call("sostenuto_attention_pairs", shape)) if same and query_offsets.shape[0] else -2
+    if pairs >= 0:
+        return pairs
+    name, offsets, rows = (
+        ("query_offsets", query_offsets, shape.candidates)
+        if pairs == -1
+        else ("key_offsets", key_offsets, shape.behaviours)
+    )
+    raise ValueError(
+        f"{name} must rise from 0 to {rows} in {query_offsets.shape[0] - 1} steps, "
+        f"got {offsets.tolist()[:5]}...; make them with cumsum"
+    )
 
 
-def _checked(offsets: Tensor, rows: int, name: str) -> Tensor:
-    """Return contiguous offsets after a look that they stay inside the rows: nothing may be read beyond an array."""
-    offsets = offsets.contiguous()
-    inside = offsets.shape[0] > 0 and int(offsets[0]) == 0 and int(offsets[-1]) == rows
-    if not inside or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"{name} must rise from 0 to {rows}, got {offsets.tolist()[:5]}...; make them with cumsum")
-    return offsets
-
-
-@torch.library.custom_op("sostenuto::attention", mutates_args=())
-def attention(
+def _forward(
     query: Tensor,
     query_offsets: Tensor,
     key: Tensor,
@@ -71,9 +84,10 @@ def attention(
     w_below: Tensor,
     bias: Tensor,
     normalise: int,
+    with_key: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return ((Nc, V), the weights of all pairs, or none of them).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ((Nc, V), the weights of all pairs, and the signs of their hidden layers; or none of the pairs).
 
     Args:
         query: (Nc, D); the other shapes are those of `target_attention`.
@@ -89,22 +103,38 @@ def attention(
         w_below: (H,) readout of negative ones: zeros make a ReLU.
         bias: () of the readout.
         normalise: 0 none, 1 softmax, 2 divided by the root of the length.
-        keep: also return the weights, which the backward pass needs.
+        with_key: sum the keys too, in front of the values: (Nc, D + V) is returned, and V may be 0.
+        keep: also return the weights (pairs,) and signs (pairs, 64 units in an int64), which the backward pass needs.
     """
-    query_offsets = _checked(query_offsets, query.shape[0], "query_offsets")
-    key_offsets = _checked(key_offsets, key.shape[0], "key_offsets")
-    pair_offsets = _pair_offsets(query_offsets, key_offsets)
-    out = value.new_empty(query.shape[0], value.shape[1])
-    weights = value.new_empty(int(pair_offsets[-1]) if keep else 0)
+    query_offsets, key_offsets = query_offsets.contiguous(), key_offsets.contiguous()
+    units = w_key.shape[0]
+    shape = _shape(query, query_offsets, key, key_offsets, value, units=units, with_key=with_key, kind=normalise)
+    pairs = _checked_pairs(shape, query_offsets, key_offsets)
+    pairs = pairs if keep else 0
+    out = _result(query, value, with_key)
+    weights, signs = value.new_empty(pairs), query_offsets.new_empty(pairs, _words(units))
     held = [t.contiguous() for t in (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)]
     extra = None if key_hidden is None else key_hidden.contiguous()
     _call(
         "sostenuto_attention_forward",
-        _shape(query, query_offsets, key_offsets, pair_offsets, w_key.shape[0], value.shape[1], normalise),
+        shape,
         _inputs(held, extra),
-        AttentionOutputs(out=_address(out), weights=_address(weights) if keep else None),
+        AttentionOutputs(
+            out=_address(out),
+            weights=_address(weights) if keep else None,
+            signs=_address(signs) if keep else None,
+        ),
     )
-    return out, weights
+    return out, weights, signs
+
+
+def _result(query: Tensor, value: Tensor, with_key: bool) -> Tensor:
+    return value.new_empty(query.shape[0], value.shape[1] + (query.shape[1] if with_key else 0))
+
+
+def _words(units: int) -> int:
+    """Return how many words of 64 signs a pair has."""
+    return (units + 63) // 64
 
 
 def _inputs(held: list[Tensor], extra: Tensor | None) -> AttentionInputs:
@@ -112,6 +142,9 @@ def _inputs(held: list[Tensor], extra: Tensor | None) -> AttentionInputs:
     return AttentionInputs(
         **{name: _address(t) for name, t in zip(names, held, strict=True)}, key_hidden=_address(extra)
     )
+
+
+attention = torch.library.custom_op("sostenuto::attention", _forward, mutates_args=())
 
 
 @attention.register_fake
@@ -129,16 +162,18 @@ def _(
     w_below: Tensor,
     bias: Tensor,
     normalise: int,
+    with_key: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     pairs = torch.library.get_ctx().new_dynamic_size() if keep else 0
-    return value.new_empty(query.shape[0], value.shape[1]), value.new_empty(pairs)
+    signs = query_offsets.new_empty(pairs, _words(w_key.shape[0]))
+    return _result(query, value, with_key), value.new_empty(pairs), signs
 
 
-@torch.library.custom_op("sostenuto::attention_backward", mutates_args=())
-def attention_backward(
+def _gradients(
     d_out: Tensor,
     weights: Tensor,
+    signs: Tensor,
     query: Tensor,
     query_offsets: Tensor,
     key: Tensor,
@@ -152,6 +187,7 @@ def attention_backward(
     w_below: Tensor,
     bias: Tensor,
     normalise: int,
+    with_key: bool,
 ) -> list[Tensor]:
     """Return the gradients of query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias, key_hidden.
 
@@ -160,19 +196,28 @@ def attention_backward(
     held = [t.contiguous() for t in (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)]
     extra = None if key_hidden is None else key_hidden.contiguous()
     query_offsets, key_offsets = query_offsets.contiguous(), key_offsets.contiguous()
-    pair_offsets = _pair_offsets(query_offsets, key_offsets)
     found = [torch.empty_like(t) for t in held[:4]] + [torch.zeros_like(t) for t in held[4:]]
     d_extra = query.new_empty(0) if extra is None else torch.empty_like(extra)
-    kept, upstream = weights.contiguous(), d_out.contiguous()
+    kept, noted, upstream = weights.contiguous(), signs.contiguous(), d_out.contiguous()
     names = ("query", "query_hidden", "key", "value", "w_key", "w_product", "w_above", "w_below", "bias")
     gradients = {f"d_{name}": _address(t) for name, t in zip(names, found, strict=True)}
     _call(
         "sostenuto_attention_backward",
-        _shape(query, query_offsets, key_offsets, pair_offsets, w_key.shape[0], value.shape[1], normalise),
+        _shape(
+            query,
+            query_offsets,
+            key,
+            key_offsets,
+            value,
+            units=w_key.shape[0],
+            with_key=with_key,
+            kind=normalise,
+        ),
         _inputs(held, extra),
         AttentionGradients(
             **gradients,
             weights=_address(kept),
+            signs=_address(noted),
             d_out=_address(upstream),
             d_key_hidden=None if extra is None else _address(d_extra),
         ),
@@ -180,10 +225,14 @@ def attention_backward(
     return [*found, d_extra]
 
 
+attention_backward = torch.library.custom_op("sostenuto::attention_backward", _gradients, mutates_args=())
+
+
 @attention_backward.register_fake
 def _(
     d_out: Tensor,
     weights: Tensor,
+    signs: Tensor,
     query: Tensor,
     query_offsets: Tensor,
     key: Tensor,
@@ -197,24 +246,26 @@ def _(
     w_below: Tensor,
     bias: Tensor,
     normalise: int,
+    with_key: bool,
 ) -> list[Tensor]:
     held = (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)
     return [*(torch.empty_like(t) for t in held), query.new_empty(0 if key_hidden is None else key_hidden.shape)]
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, normalise, _ = inputs
-    ctx.normalise = normalise
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.normalise, ctx.with_key, _ = inputs
     ctx.has_extra = tensors[6] is not None
-    ctx.save_for_backward(output[1], *(t for t in tensors if t is not None))
+    ctx.save_for_backward(*output[1:], *(t for t in tensors if t is not None))
 
 
-def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    weights, *tensors = ctx.saved_tensors
+def _backward(
+    ctx: Any, d_out: Tensor, *_: Tensor | None, run: Callable[..., list[Tensor]] = attention_backward
+) -> tuple[Tensor | None, ...]:
+    weights, signs, *tensors = ctx.saved_tensors
     if not ctx.has_extra:
         tensors.insert(6, None)
-    d_query, d_query_hidden, d_key, d_value, d_w_key, d_w_product, d_above, d_below, d_bias, d_extra = (
-        attention_backward(d_out, weights, *tensors, ctx.normalise)
+    d_query, d_query_hidden, d_key, d_value, d_w_key, d_w_product, d_above, d_below, d_bias, d_extra = run(
+        d_out, weights, signs, *tensors, ctx.normalise, ctx.with_key
     )
     return (
         d_query,
@@ -231,9 +282,35 @@ def _backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         d_bias,
         None,
         None,
+        None,
     )
 
 
 attention.register_autograd(_backward, setup_context=_setup)
 
-__all__ = ["attention", "attention_backward"]
+
+class _Attend(torch.autograd.Function):
+    """The operator without torch's dispatch, which costs as much as a thousand pairs."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        found = _forward(*inputs)
+        _setup(ctx, inputs, found)
+        return found[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, d_out, run=_gradients)
+
+
+def attend(*inputs: Any) -> Tensor:
+    """Return what `attention` returns first: the operator where torch looks on, a direct call elsewhere."""
+    if not torch.compiler.is_compiling():
+        found: Tensor = _Attend.apply(*inputs) if inputs[-1] else _forward(*inputs)[0]  # type: ignore[no-untyped-call]
+    else:
+        found = attention(*inputs)[0]
+    return found
+
+
+__all__ = ["attend", "attention", "attention_backward"]

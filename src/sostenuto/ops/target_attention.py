@@ -32,7 +32,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from sostenuto.ops.backend import is_usable
-from sostenuto.ops.native_attention import attention
+from sostenuto.ops.native_attention import attend
 
 Normalise = Literal["none", "softmax", "sqrt_length"]
 NORMALISERS: tuple[Normalise, ...] = ("none", "softmax", "sqrt_length")  # in the order of native/source/interface.h
@@ -358,6 +358,7 @@ def target_attention(
     *,
     key_hidden: Tensor | None = None,
     normalise: Normalise = "none",
+    with_key: bool = False,
 ) -> Tensor:
     """Sum the behaviours of each request, weighted by what the candidate makes of them.
 
@@ -371,20 +372,23 @@ def target_attention(
         key_hidden: (Nh, H) added before the activation, once per behaviour: action, value, place, gap.
         normalise: "none" (the paper; the sum keeps its intensity), "softmax" (its released code), "sqrt_length"
             (divided by the square root of the history's length; ours).
+        with_key: sum the keys too, in front of the values: the same as torch.cat([key, value], 1) for the value,
+            without making it. V may then be 0.
 
     Returns:
-        (Nc, V); zeros for an empty history.
+        (Nc, V), or (Nc, D + V) with `with_key`; zeros for an empty history.
     """
     precision = _lower_precision(query.device)
     if precision is not None:
         with torch.autocast(query.device.type, enabled=False):
             hidden = None if key_hidden is None else key_hidden.float()
+            joined = torch.cat([key, value], 1) if with_key else value
             return _plain(
                 query.float(),
                 query_offsets,
                 key.float(),
                 key_offsets,
-                value.float(),
+                joined.float(),
                 unit,
                 hidden,
                 normalise,
@@ -394,7 +398,7 @@ def target_attention(
     if is_usable(query, key, value, unit.key, key_hidden):
         below = torch.zeros_like(unit.out) if unit.slope is None else unit.out * unit.slope
         inputs = (query, key, value, query_hidden, key_hidden, unit.key, unit.product, unit.out, below, unit.out_bias)
-        found: Tensor = attention(
+        return attend(
             query,
             query_offsets,
             key,
@@ -408,10 +412,11 @@ def target_attention(
             below,
             unit.out_bias,
             NORMALISERS.index(normalise),
+            with_key,
             torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs),
-        )[0]
-        return found
-    return _plain(query, query_offsets, key, key_offsets, value, unit, key_hidden, normalise, query.dtype)
+        )
+    joined = torch.cat([key, value], 1) if with_key else value
+    return _plain(query, query_offsets, key, key_offsets, joined, unit, key_hidden, normalise, query.dtype)
 
 
 def _plain(

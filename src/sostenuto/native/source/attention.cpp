@@ -4,11 +4,18 @@
 //   s_cj   = sum_h above_h max(pre_h, 0) + below_h min(pre_h, 0) + bias
 //   out_c  = sum_j norm(s_c)_j v_j
 //
-// No (candidates, behaviours, units) tensor is ever made: a block of behaviours against one candidate stays in the
-// first-level cache, and the backward pass computes it again.
+// No (candidates, behaviours, units) tensor of floats is ever made. All that the backward pass needs to know of the hidden
+// layer is where it is above 0: one bit, kept by the forward pass. With b_cjh this bit and ds the gradient of the scores,
+//
+//   S_ch   = sum_j b_cjh ds_cj k_j            gives the gradients of A, P, q_c and of `above`,
+//   d_k_j  = sum_c ds_cj (sum_h b_cjh T_ch + U_c)   where T and U are rows of the first layer times the readout,
+//
+// and both are sums over subsets of fixed rows. Rows are taken in fours, the 16 sums of the subsets of four are written
+// down once, and four bits look one up: a quarter of the additions, and no multiplications, of the product with 0 and 1.
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "interface.h"
 #include "parallel.h"
@@ -16,18 +23,35 @@
 
 namespace {
 
-constexpr int64_t kBlock = 8 * kRows;     // behaviours of a block
+constexpr int64_t kBlock = 8 * kRows;     // behaviours of a block of the forward pass
+constexpr int64_t kBits = 64;             // of a word of signs; behaviours of a block of the backward pass
 constexpr int64_t kParts = 16;            // sums of the shared weights
-constexpr int64_t kStretch = 16 * kBlock;  // behaviours that all candidates meet before the next ones come
+constexpr int64_t kStretch = 12 * kBits;  // behaviours that all candidates meet before the next ones come
+constexpr int64_t kFlush = 16;            // stretches whose sums are added in float32 before float64 takes them
+constexpr int64_t kFew = 4;               // candidates from which on the sum of values is a matrix product
+constexpr int kSlices = kWidth == 16 ? 2 : 4;  // vectors of an entry of a table of subsets
 
-// Weights in the layout the products want: transposed, units padded to whole vectors with zeros.
+// Floats that begin at a cache line and are made once per thread.
+class Buffer {
+ public:
+  float* at(int64_t floats) {
+    if (static_cast<int64_t>(space_.size()) < floats + 16) space_.resize(floats + 16);
+    return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(space_.data()) + 63) & ~static_cast<uintptr_t>(63));
+  }
+
+ private:
+  std::vector<float> space_;
+};
+
+// Weights in the layout the products want, padded with zeros to whole vectors.
 struct Layout {
-  int64_t dim, units, wide, deep, width, broad;  // D, H, padded H, padded D, V, padded V
+  int64_t dim, units, wide, deep, words;  // D, H, padded H, padded D, words of signs
+  bool leaks;                             // some readout of what is below 0
   std::vector<float> key, product, above, below;
 
   Layout(const AttentionShape& s, const AttentionInputs& in)
-      : dim(s.dim), units(s.units), wide(padded(s.units)), deep(padded(s.dim)), width(s.width),
-        broad(padded(s.width)), key(dim * wide), product(dim * wide), above(wide), below(wide) {
+      : dim(s.dim), units(s.units), wide(padded(s.units)), deep(padded(s.dim)), words((s.units + kBits - 1) / kBits),
+        leaks(false), key(dim * wide), product(dim * wide), above(wide), below(wide) {
     for (int64_t h = 0; h < units; ++h) {
       for (int64_t d = 0; d < dim; ++d) {
         key[d * wide + h] = in.w_key[h * dim + d];
@@ -35,6 +59,7 @@ struct Layout {
       }
       above[h] = in.w_above[h];
       below[h] = in.w_below[h];
+      leaks = leaks || below[h] != 0.0f;
     }
   }
 
@@ -64,83 +89,72 @@ inline void hidden_tile(const Layout& to, const Rows& rows, const float* matrix,
     for (int r = 0; r < R; ++r)
       acc[r][n] = rows.extra ? start + load(rows.extra + r * rows.stride + h + n * kWidth) : start;
   }
-  for (int64_t d = 0; d < to.dim; ++d) {
+  const int64_t dim = to.dim, wide = to.wide;
+  const float* right_row = matrix + h;
+  const float* left_row = rows.keys;
+  for (int64_t d = 0; d < dim; ++d) {
     Vec right[N];
-    for (int n = 0; n < N; ++n) right[n] = load(matrix + d * to.wide + h + n * kWidth);
+    for (int n = 0; n < N; ++n) right[n] = load(right_row + n * kWidth);
     for (int r = 0; r < R; ++r) {
-      const Vec left = spread(rows.keys[r * to.dim + d]);
+      const Vec left = spread(left_row[r * dim]);
       for (int n = 0; n < N; ++n) acc[r][n] += left * right[n];
     }
+    right_row += wide;
+    ++left_row;
   }
 }
 
-template <int R, int N>
+// Add what N vectors of units say to the scores of R behaviours; with Keeps also note where they are above 0.
+template <int R, int N, bool Leaks, bool Keeps>
 inline void score_tile(const Layout& to, const Rows& rows, const float* matrix, const float* hidden, int64_t h,
-                       Vec (&total)[R]) {
+                       Vec (&total)[R], uint64_t* signs) {
   Vec acc[R][N];
   hidden_tile<R, N>(to, rows, matrix, hidden, h, acc);
   for (int n = 0; n < N; ++n) {
-    const Vec above = load(&to.above[h + n * kWidth]), below = load(&to.below[h + n * kWidth]);
-    for (int r = 0; r < R; ++r) total[r] += above_zero(acc[r][n]) * above + below_zero(acc[r][n]) * below;
-  }
-}
-
-// Scores of up to R behaviours, written to `scores`.
-template <int R>
-inline void score_rows(int64_t count, const Layout& to, const Rows& rows, const float* matrix, const float* hidden,
-                       float bias, float* scores) {
-  if (count == R) {
-    Vec total[R] = {};
-    int64_t h = 0;
-    for (; h + 2 * kWidth <= to.wide; h += 2 * kWidth) score_tile<R, 2>(to, rows, matrix, hidden, h, total);
-    if (h < to.wide) score_tile<R, 1>(to, rows, matrix, hidden, h, total);
-    for (int r = 0; r < R; ++r) scores[r] = sum(total[r]) + bias;
-  } else if constexpr (R > 1) {
-    score_rows<R - 1>(count, to, rows, matrix, hidden, bias, scores);
-  }
-}
-
-// What the backward pass of one candidate adds up over behaviours, units padded.
-struct Sums {
-  float* hidden;
-  float* above;
-  float* below;
-};
-
-template <int R, int N>
-inline void gradient_tile(const Layout& to, const Rows& rows, const float* matrix, const float* hidden, int64_t h,
-                          const float* d_scores, const Sums& sums, float* block) {
-  Vec acc[R][N];
-  hidden_tile<R, N>(to, rows, matrix, hidden, h, acc);
-  for (int n = 0; n < N; ++n) {
-    const int64_t at = h + n * kWidth;
-    const Vec above = load(&to.above[at]), below = load(&to.below[at]);
-    Vec total = load(sums.hidden + at), up = load(sums.above + at), down = load(sums.below + at);
+    const Vec above = load(&to.above[h + n * kWidth]);
     for (int r = 0; r < R; ++r) {
-      const Vec x = acc[r][n], ds = spread(d_scores[r]);
-      up += ds * above_zero(x);
-      down += ds * below_zero(x);
-      const Vec grad = ds * (x > Vec{} ? above : below);
-      total += grad;
-      store(block + r * to.wide + at, grad);
+      if constexpr (Leaks) {
+        total[r] += acc[r][n] * (acc[r][n] > Vec{} ? above : load(&to.below[h + n * kWidth]));
+      } else {
+        total[r] += above_zero(acc[r][n]) * above;
+      }
     }
-    store(sums.hidden + at, total);
-    store(sums.above + at, up);
-    store(sums.below + at, down);
+  }
+  if constexpr (Keeps) {
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "signs are written in parts of a word");
+    char* place = reinterpret_cast<char*>(signs) + h / 8;  // h is a multiple of two vectors, and so is a word
+    for (int r = 0; r < R; ++r, place += to.words * sizeof(uint64_t)) {
+      uint64_t bits = 0;
+      for (int n = 0; n < N; ++n) bits |= lanes_above_zero(acc[r][n]) << (n * kWidth);
+      std::memcpy(place, &bits, 2 * kWidth / 8);
+    }
   }
 }
 
-// Gradients of the hidden layer of up to R behaviours, written to rows of `block`.
-template <int R>
-inline void gradient_rows(int64_t count, const Layout& to, const Rows& rows, const float* matrix, const float* hidden,
-                          const float* d_scores, const Sums& sums, float* block) {
-  if (count == R) {
-    int64_t h = 0;
-    for (; h + 2 * kWidth <= to.wide; h += 2 * kWidth)
-      gradient_tile<R, 2>(to, rows, matrix, hidden, h, d_scores, sums, block);
-    if (h < to.wide) gradient_tile<R, 1>(to, rows, matrix, hidden, h, d_scores, sums, block);
-  } else if constexpr (R > 1) {
-    gradient_rows<R - 1>(count, to, rows, matrix, hidden, d_scores, sums, block);
+// Scores of kRows behaviours, written to `scores`, and their signs.
+template <bool Leaks, bool Keeps>
+inline void score_rows(const Layout& to, const Rows& rows, const float* matrix, const float* hidden, float bias,
+                       float* scores, uint64_t* signs) {
+  if (Keeps && to.units % kBits) std::fill(signs, signs + kRows * to.words, 0);
+  Vec total[kRows] = {};
+  int64_t h = 0;
+  for (; h + 2 * kWidth <= to.wide; h += 2 * kWidth)
+    score_tile<kRows, 2, Leaks, Keeps>(to, rows, matrix, hidden, h, total, signs);
+  if (h < to.wide) score_tile<kRows, 1, Leaks, Keeps>(to, rows, matrix, hidden, h, total, signs);
+  float found[kRows];
+  sums_of(total, found);
+  for (int r = 0; r < kRows; ++r) scores[r] = found[r] + bias;
+}
+
+inline Rows moved(const Layout& to, const Rows& rows, int64_t by) {
+  return {rows.keys + by * to.dim, rows.extra ? rows.extra + by * rows.stride : nullptr, rows.stride};
+}
+
+// Copy rows of `width` floats to rows of `broad`, zeros behind.
+inline void pad_rows(const float* from, int64_t rows, int64_t width, int64_t broad, float* to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(to + r * broad, from + r * width, width * sizeof(float));
+    std::fill(to + r * broad + width, to + (r + 1) * broad, 0.0f);
   }
 }
 
@@ -150,15 +164,34 @@ inline Rows rows_from(const Layout& to, const AttentionInputs& in, int64_t first
   if (!in.key_hidden) return rows;
   rows.extra = in.key_hidden + first * to.units;
   if (to.units == to.wide) return rows;
-  for (int64_t j = 0; j < count; ++j) {
-    std::memcpy(space + j * to.wide, rows.extra + j * to.units, to.units * sizeof(float));
-    std::fill(space + j * to.wide + to.units, space + (j + 1) * to.wide, 0.0f);
-  }
+  pad_rows(rows.extra, count, to.units, to.wide, space);
   return {rows.keys, space, to.wide};
 }
 
-inline Rows moved(const Layout& to, const Rows& rows, int64_t by) {
-  return {rows.keys + by * to.dim, rows.extra ? rows.extra + by * rows.stride : nullptr, rows.stride};
+// Scores of a block. The last tile begins early rather than end late: some scores are then written twice, the same.
+template <bool Leaks, bool Keeps>
+void score_block(const Layout& to, const Rows& rows, int64_t count, const float* matrix, const float* hidden, float bias,
+                 float* scores, uint64_t* signs, Buffer& spare) {
+  if (count >= kRows) {
+    for (int64_t r = 0; r < count; r += kRows) {
+      const int64_t at = std::min<int64_t>(r, count - kRows);
+      score_rows<Leaks, Keeps>(to, moved(to, rows, at), matrix, hidden, bias, scores + at, signs + at * to.words);
+    }
+    return;
+  }
+  float* keys = spare.at(kRows * (to.dim + to.wide + 1) + 2 * kRows * to.words + 2);  // fewer rows than a tile has
+  float* extra = keys + kRows * to.dim;
+  float* found = extra + kRows * to.wide;
+  std::fill(keys, found, 0.0f);
+  std::copy(rows.keys, rows.keys + count * to.dim, keys);
+  if (rows.extra) {
+    for (int64_t r = 0; r < count; ++r)
+      std::copy(rows.extra + r * rows.stride, rows.extra + r * rows.stride + to.wide, extra + r * to.wide);
+  }
+  std::vector<uint64_t> noted(Keeps ? kRows * to.words : 0);
+  score_rows<Leaks, Keeps>(to, {keys, rows.extra ? extra : nullptr, to.wide}, matrix, hidden, bias, found, noted.data());
+  std::copy(found, found + count, scores);
+  if constexpr (Keeps) std::copy(noted.data(), noted.data() + count * to.words, signs);
 }
 
 void normalise_scores(int64_t kind, int64_t length, float* scores) {
@@ -183,71 +216,199 @@ void normalise_scores(int64_t kind, int64_t length, float* scores) {
   for (j = 0; j < length; ++j) scores[j] *= share;
 }
 
-// Copy rows of `width` floats to rows of `broad`, zeros behind.
-inline void pad_rows(const float* from, int64_t rows, int64_t width, int64_t broad, float* to) {
-  for (int64_t r = 0; r < rows; ++r) {
-    std::memcpy(to + r * broad, from + r * width, width * sizeof(float));
-    std::fill(to + r * broad + width, to + (r + 1) * broad, 0.0f);
+// Columns that are summed with the weights: the values, and the keys where they are asked for.
+struct Summed {
+  const float* rows;
+  int64_t width, column;  // how many, and where they stand in the result
+};
+
+struct SummedParts {
+  Summed part[2];
+  int count = 0;
+  int64_t width = 0;  // of the result
+
+  SummedParts(const AttentionShape& s, const AttentionInputs& in) {
+    if (s.with_key) add(in.key, s.dim);
+    if (s.width) add(in.value, s.width);
+  }
+  void add(const float* rows, int64_t columns) {
+    part[count++] = {rows, columns, width};
+    width += columns;
+  }
+};
+
+// to (N vectors) += weights . rows, for one candidate.
+template <int N>
+inline void weigh_rows(const float* rows, int64_t stride, int64_t count, const float* weights, float* to) {
+  constexpr int kAtOnce = N == 1 ? 4 : 2;  // enough sums to keep the units busy
+  Vec acc[kAtOnce][N] = {};
+  int64_t j = 0;
+  for (; j + kAtOnce <= count; j += kAtOnce)
+    for (int i = 0; i < kAtOnce; ++i) {
+      const Vec w = spread(weights[j + i]);
+      for (int n = 0; n < N; ++n) acc[i][n] += w * load(rows + (j + i) * stride + n * kWidth);
+    }
+  for (; j < count; ++j)
+    for (int n = 0; n < N; ++n) acc[0][n] += spread(weights[j]) * load(rows + j * stride + n * kWidth);
+  for (int n = 0; n < N; ++n) {
+    Vec total = load(to + n * kWidth);
+    for (int i = 0; i < kAtOnce; ++i) total += acc[i][n];
+    store(to + n * kWidth, total);
+  }
+}
+
+// part (candidates x broad) = weights (candidates, rows of `length`) . rows (count, width)
+inline void sum_rows_of(const float* rows, int64_t count, int64_t width, int64_t candidates, const float* weights,
+                        int64_t length, float* part, Buffer& spare) {
+  const int64_t broad = padded(width), whole = width / kWidth * kWidth;
+  std::fill(part, part + candidates * broad, 0.0f);
+  if (candidates >= kFew) {
+    if (whole != width) {
+      float* space = spare.at(count * broad);
+      pad_rows(rows, count, width, broad, space);
+      rows = space;
+    }
+    return add_product(candidates, broad, count, weights, length, 1, rows, broad, part, broad);
+  }
+  for (int64_t c = 0; c < candidates; ++c) {
+    const float* w = weights + c * length;
+    int64_t v = 0;
+    for (; v + 4 * kWidth <= whole; v += 4 * kWidth) weigh_rows<4>(rows + v, width, count, w, part + c * broad + v);
+    for (; v < whole; v += kWidth) weigh_rows<1>(rows + v, width, count, w, part + c * broad + v);
+    for (; v < width; ++v) {
+      float total[4] = {};
+      int64_t j = 0;
+      for (; j + 4 <= count; j += 4)
+        for (int i = 0; i < 4; ++i) total[i] += w[j + i] * rows[(j + i) * width + v];
+      for (; j < count; ++j) total[0] += w[j] * rows[j * width + v];
+      part[c * broad + v] = (total[0] + total[1]) + (total[2] + total[3]);
+    }
   }
 }
 
 // Some candidates of one request.
 struct Piece {
   int64_t request, first, last;
+  int64_t pair0;  // where the pairs of the first begin
 };
 
-void forward_piece(const AttentionShape& s, const AttentionInputs& in, const AttentionOutputs& out, const Layout& to,
-                   const Piece& piece, std::vector<float>& scratch, std::vector<double>& sums) {
-  const int64_t key0 = s.key_offsets[piece.request], length = s.key_offsets[piece.request + 1] - key0;
+struct ForwardSpace {
+  Buffer matrix, hidden, extra, part, weights, spare;
+  std::vector<double> sums;
+};
+
+template <bool Leaks, bool Keeps>
+void score_piece(const AttentionInputs& in, const Layout& to, const Piece& piece, int64_t key0, int64_t length,
+                 float* scores, uint64_t* signs, ForwardSpace& space) {
   const int64_t count = piece.last - piece.first;
-  float* result = out.out + piece.first * s.width;
-  std::fill(result, result + count * s.width, 0.0f);
-  if (!length || !count) return;
-  const int64_t matrix_size = to.dim * to.wide, block_size = kBlock * to.wide, values_size = kBlock * to.broad;
-  const bool keeps = out.weights != nullptr;
-  scratch.resize(matrix_size + to.wide + block_size + values_size + count * to.broad + (keeps ? 0 : count * length));
-  float* matrix = scratch.data();
-  float* hidden = matrix + matrix_size;
-  float* block = hidden + to.wide;
-  float* values = block + block_size;
-  float* part = values + values_size;
-  float* weights = keeps ? out.weights + s.pair_offsets[piece.request] +
-                               (piece.first - s.query_offsets[piece.request]) * length
-                         : part + count * to.broad;
+  float* matrix = space.matrix.at(to.dim * to.wide);
+  float* hidden = space.hidden.at(to.wide);
+  float* extra = space.extra.at(kBlock * to.wide);
   std::fill(hidden, hidden + to.wide, 0.0f);
   for (int64_t stretch = 0; stretch < length; stretch += kStretch) {
     const int64_t end = std::min(stretch + kStretch, length);
     for (int64_t c = 0; c < count; ++c) {
       to.matrix_of(in.query + (piece.first + c) * to.dim, matrix);
-      std::memcpy(hidden, in.query_hidden + (piece.first + c) * to.units, to.units * sizeof(float));
+      std::copy_n(in.query_hidden + (piece.first + c) * to.units, to.units, hidden);
       for (int64_t j = stretch; j < end; j += kBlock) {
-        const int64_t rows = std::min(kBlock, end - j);
-        const Rows past = rows_from(to, in, key0 + j, rows, block);
-        for (int64_t r = 0; r < rows; r += kRows)
-          score_rows<kRows>(std::min<int64_t>(kRows, rows - r), to, moved(to, past, r), matrix, hidden, *in.bias,
-                            weights + c * length + j + r);
+        const int64_t rows = std::min(kBlock, end - j), at = c * length + j;
+        score_block<Leaks, Keeps>(to, rows_from(to, in, key0 + j, rows, extra), rows, matrix, hidden, *in.bias,
+                                  scores + at, Keeps ? signs + at * to.words : nullptr, space.spare);
       }
     }
   }
-  for (int64_t c = 0; c < count; ++c) normalise_scores(s.normalise, length, weights + c * length);
-  sums.assign(count * to.broad, 0.0);  // thousands of terms: a block in float32, blocks in float64
-  for (int64_t j = 0; j < length; j += kBlock) {
-    const int64_t rows = std::min(kBlock, length - j);
-    pad_rows(in.value + (key0 + j) * s.width, rows, s.width, to.broad, values);
-    std::fill(part, part + count * to.broad, 0.0f);
-    add_product(count, to.broad, rows, weights + j, length, 1, values, to.broad, part, to.broad);
-    for (int64_t i = 0; i < count * to.broad; ++i) sums[i] += part[i];
-  }
-  for (int64_t c = 0; c < count; ++c)
-    for (int64_t v = 0; v < s.width; ++v) result[c * s.width + v] = static_cast<float>(sums[c * to.broad + v]);
 }
 
-// What a thread adds up for the shared weights, in the layout's order.
+void forward_piece(const AttentionShape& s, const AttentionInputs& in, const AttentionOutputs& out, const Layout& to,
+                   const Piece& piece, ForwardSpace& space) {
+  const int64_t key0 = s.key_offsets[piece.request], length = s.key_offsets[piece.request + 1] - key0;
+  const int64_t count = piece.last - piece.first;
+  const SummedParts parts(s, in);
+  float* result = out.out + piece.first * parts.width;
+  std::fill(result, result + count * parts.width, 0.0f);
+  if (!length || !count) return;
+  const bool keeps = out.weights != nullptr;
+  float* weights = keeps ? out.weights + piece.pair0 : space.weights.at(count * length);
+  uint64_t* signs = keeps ? out.signs + piece.pair0 * to.words : nullptr;
+  const auto score = to.leaks ? (keeps ? score_piece<true, true> : score_piece<true, false>)
+                              : (keeps ? score_piece<false, true> : score_piece<false, false>);
+  score(in, to, piece, key0, length, weights, signs, space);
+  for (int64_t c = 0; c < count; ++c) normalise_scores(s.normalise, length, weights + c * length);
+  for (int i = 0; i < parts.count; ++i) {
+    const Summed& summed = parts.part[i];
+    const int64_t broad = padded(summed.width);
+    float* part = space.part.at(count * broad);
+    std::vector<double>& sums = space.sums;
+    sums.assign(count * broad, 0.0);  // thousands of terms: a block in float32, blocks in float64
+    for (int64_t j = 0; j < length; j += kBlock) {
+      sum_rows_of(summed.rows + (key0 + j) * summed.width, std::min(kBlock, length - j), summed.width, count,
+                  weights + j, length, part, space.spare);
+      for (int64_t k = 0; k < count * broad; ++k) sums[k] += part[k];
+    }
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t v = 0; v < summed.width; ++v)
+        result[c * parts.width + summed.column + v] = static_cast<float>(sums[c * broad + v]);
+  }
+}
+
+// Weights for the backward pass, a row per unit, units padded to fours and columns to whole vectors.
+struct Turned {
+  int64_t fours;                    // groups of four units
+  std::vector<float> key, product;  // times what the readout gains above 0
+  std::vector<float> below_key, below_product;  // sums of the rows times the readout below 0
+
+  Turned(const Layout& to, const AttentionInputs& in)
+      : fours((to.units + 3) / 4), key(4 * fours * to.deep), product(4 * fours * to.deep), below_key(to.deep),
+        below_product(to.deep) {
+    for (int64_t h = 0; h < to.units; ++h) {
+      const float gain = to.above[h] - to.below[h];
+      for (int64_t d = 0; d < to.dim; ++d) {
+        key[h * to.deep + d] = gain * in.w_key[h * to.dim + d];
+        product[h * to.deep + d] = gain * in.w_product[h * to.dim + d];
+        below_key[d] += to.below[h] * in.w_key[h * to.dim + d];
+        below_product[d] += to.below[h] * in.w_product[h * to.dim + d];
+      }
+    }
+  }
+};
+
+// Sums of which the last few terms are still in float32.
+struct Sums {
+  std::vector<double> whole;
+  std::vector<float> recent;
+
+  explicit Sums(int64_t count) : whole(count), recent(count) {}
+
+  void flush() {
+    for (size_t i = 0; i < whole.size(); ++i) whole[i] += recent[i];
+    std::fill(recent.begin(), recent.end(), 0.0f);
+  }
+  void add(const Sums& other) {
+    for (size_t i = 0; i < whole.size(); ++i) whole[i] += other.whole[i];
+  }
+};
+
+// What is added up for the shared weights. Row H of `key` and `product` is for a unit that is always above 0.
 struct Shared {
-  std::vector<double> key, product, above, below;
+  Sums key, product;  // (H + 1, deep)
+  Sums above, all;    // (H,) what the readout met above 0, and everywhere; without the part of `key` and `product`
+  int64_t stretches = 0;
   double bias = 0.0;
+
   explicit Shared(const Layout& to)
-      : key(to.dim * to.wide), product(to.dim * to.wide), above(to.wide), below(to.wide) {}
+      : key((to.units + 1) * to.deep), product((to.units + 1) * to.deep), above(to.units), all(to.units) {}
+
+  void flush() {
+    for (Sums* sums : {&key, &product, &above, &all}) sums->flush();
+    stretches = 0;
+  }
+  void add(const Shared& other) {
+    bias += other.bias;
+    key.add(other.key);
+    product.add(other.product);
+    above.add(other.above);
+    all.add(other.all);
+  }
 };
 
 // Turn gradients of the weights of the sum into gradients of the scores.
@@ -263,8 +424,326 @@ void before_normalising(int64_t kind, int64_t length, const float* weights, floa
   }
 }
 
+// Call work(std::integral_constant<int, N>, d) for runs of N vectors of columns.
+template <typename Work>
+inline void in_slices(int64_t deep, const Work& work) {
+  int64_t d = 0;
+  for (; d + kSlices * kWidth <= deep; d += kSlices * kWidth) work(std::integral_constant<int, kSlices>{}, d);
+  if (kSlices > 2 && d + 2 * kWidth <= deep) {
+    work(std::integral_constant<int, 2>{}, d);
+    d += 2 * kWidth;
+  }
+  if (d < deep) work(std::integral_constant<int, 1>{}, d);
+}
+
+// The sums of all 16 subsets of four rows of N vectors.
+template <int N>
+inline void write_subsets(const Vec (&row)[4][N], float* table) {
+  for (int n = 0; n < N; ++n) {
+    const Vec low[4] = {Vec{}, row[0][n], row[1][n], row[0][n] + row[1][n]};
+    const Vec high[4] = {Vec{}, row[2][n], row[3][n], row[2][n] + row[3][n]};
+    for (int i = 0; i < 4; ++i)
+      for (int k = 0; k < 4; ++k) store(table + ((4 * i + k) * N + n) * kWidth, i ? high[i] + low[k] : low[k]);
+  }
+}
+
+// Add the sums that the 4 Groups low bits name: of even and odd fours apart, to shorten the chains of additions.
+template <int N, int Groups>
+inline __attribute__((always_inline)) void add_subsets(uint64_t bits, const float* table, Vec (&even)[N],
+                                                       Vec (&odd)[N]) {
+  constexpr int kShift = __builtin_ctz(N * sizeof(Vec));  // bytes of an entry: one `and` makes an address
+  const char* bytes = reinterpret_cast<const char*>(table);
+#pragma GCC unroll 16
+  for (int g = 0; g < Groups; ++g) {
+    const uint64_t at = (4 * g < kShift ? bits << (kShift - 4 * g) : bits >> (4 * g - kShift)) & (15 << kShift);
+    const float* entry = reinterpret_cast<const float*>(bytes + at) + 16 * g * N * kWidth;
+    for (int n = 0; n < N; ++n) {
+      Vec& sum = g % 2 ? odd[n] : even[n];
+      sum += load(entry + n * kWidth);
+      settle(sum);
+    }
+  }
+}
+
+// The same for any number of fours; with Whole it is 16.
+template <int N, bool Whole>
+inline __attribute__((always_inline)) void add_some_subsets(uint64_t bits, int64_t groups, const float* table,
+                                                            Vec (&even)[N], Vec (&odd)[N]) {
+  if constexpr (Whole) {
+    add_subsets<N, 16>(bits, table, even, odd);
+  } else {
+    for (; groups >= 4; groups -= 4, bits >>= 16, table += 64 * N * kWidth) add_subsets<N, 4>(bits, table, even, odd);
+    for (; groups > 0; --groups, bits >>= 4, table += 16 * N * kWidth) add_subsets<N, 1>(bits, table, even, odd);
+  }
+}
+
+// One step of turning 64 rows of 64 bits into their columns: squares of By bits change places.
+template <int By>
+inline void exchange(uint64_t* rows, uint64_t mask) {
+  for (int first = 0; first < 64; first += 2 * By)
+    for (int i = first; i < first + By; ++i) {
+      const uint64_t changed = ((rows[i] >> By) ^ rows[i + By]) & mask;
+      rows[i] ^= changed << By;
+      rows[i + By] ^= changed;
+    }
+}
+
+inline void transpose(uint64_t* rows) {
+  exchange<32>(rows, 0x00000000FFFFFFFF);
+  exchange<16>(rows, 0x0000FFFF0000FFFF);
+  exchange<8>(rows, 0x00FF00FF00FF00FF);
+  exchange<4>(rows, 0x0F0F0F0F0F0F0F0F);
+  exchange<2>(rows, 0x3333333333333333);
+  exchange<1>(rows, 0x5555555555555555);
+}
+
+struct BackwardSpace {
+  Buffer d_out, d_scores, table, sums, counts, values, extra, up, all;
+  std::vector<uint64_t> columns;
+};
+
+// One candidate and a run of behaviours.
+struct Run {
+  int64_t count;
+  const float* keys;      // (count, D)
+  const float* weights;   // (count,)
+  const float* d_scores;  // (count,)
+  const uint64_t* signs;  // (count, words)
+  bool is_first;          // of the candidates: gradients of the behaviours are written, not added to
+};
+
+// d_key (count, rows of D, N vectors or `lanes` floats) from the table; Whole: 64 units and whole vectors.
+template <int N, bool Whole>
+inline void write_key_gradients(const Layout& to, const Turned& turned, const Run& run, const Vec (&start)[N],
+                                const Vec (&up)[N], bool with_key, int64_t lanes, const float* table, float* d_key) {
+  const int64_t words = Whole ? 1 : to.words;
+  for (int64_t j = 0; j < run.count; ++j) {
+    Vec even[N], odd[N];
+    for (int n = 0; n < N; ++n) even[n] = start[n], odd[n] = Vec{};
+    for (int64_t w = 0; w < words; ++w)
+      add_some_subsets<N, Whole>(run.signs[j * words + w], std::min<int64_t>(16, turned.fours - 16 * w),
+                                 table + w * 256 * N * kWidth, even, odd);
+    const Vec ds = spread(run.d_scores[j]), weight = spread(run.weights[j]);
+    float* found = d_key + j * to.dim;
+    for (int n = 0; n < N; ++n) {
+      const int64_t part = Whole ? kWidth : std::min<int64_t>(kWidth, lanes - n * kWidth);
+      Vec total = ds * (even[n] + odd[n]);
+      if (with_key) total += weight * up[n];
+      if (!run.is_first) total += load_part(found + n * kWidth, part);
+      store_part(found + n * kWidth, total, part);
+    }
+  }
+}
+
+// Gradients of N vectors of the keys, from column d on.
+template <int N>
+void key_gradients(const Layout& to, const Turned& turned, const Run& run, const float* query, const float* upstream,
+                   int64_t d, float* table, float* d_key) {
+  Vec q[N], start[N], up[N];
+  const int64_t lanes = std::min<int64_t>(N * kWidth, to.dim - d);
+  for (int n = 0; n < N; ++n) {
+    const int64_t at = d + n * kWidth;
+    q[n] = load_part(query + at, std::min<int64_t>(kWidth, to.dim - at));
+    start[n] = load(&turned.below_key[at]) + q[n] * load(&turned.below_product[at]);
+    up[n] = upstream ? load_part(upstream + at, std::min<int64_t>(kWidth, to.dim - at)) : Vec{};
+  }
+  for (int64_t g = 0; g < turned.fours; ++g) {
+    Vec row[4][N];
+    for (int i = 0; i < 4; ++i)
+      for (int n = 0; n < N; ++n) {
+        const int64_t at = (4 * g + i) * to.deep + d + n * kWidth;
+        row[i][n] = load(&turned.key[at]) + q[n] * load(&turned.product[at]);
+      }
+    write_subsets<N>(row, table + g * 16 * N * kWidth);
+  }
+  if (turned.fours == 16 && lanes == N * kWidth) {
+    write_key_gradients<N, true>(to, turned, run, start, up, upstream != nullptr, lanes, table, d_key + d);
+  } else {
+    write_key_gradients<N, false>(to, turned, run, start, up, upstream != nullptr, lanes, table, d_key + d);
+  }
+}
+
+// Sums over up to 64 behaviours of ds k where a unit is above 0: N vectors from column d on, a row per unit.
+template <int N>
+void unit_sums(const Layout& to, const Run& run, int64_t first, int64_t count, const uint64_t* columns, int64_t d,
+               float* table, float* sums) {
+  const int64_t lanes = std::min<int64_t>(N * kWidth, to.dim - d), groups = (count + 3) / 4;
+  for (int64_t g = 0; g < groups; ++g) {
+    Vec row[4][N];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t j = first + std::min<int64_t>(4 * g + i, count - 1);  // beyond the end: a row whose bits are 0
+      const float* key = run.keys + j * to.dim + d;
+      const Vec ds = spread(run.d_scores[j]);
+      for (int n = 0; n < N; ++n)
+        row[i][n] = ds * (lanes == N * kWidth ? load(key + n * kWidth)
+                                              : load_part(key + n * kWidth, std::min<int64_t>(kWidth, lanes - n * kWidth)));
+    }
+    write_subsets<N>(row, table + g * 16 * N * kWidth);
+  }
+  const auto add = [&](auto whole) {
+    for (int64_t h = 0; h <= to.units; ++h) {
+      Vec even[N], odd[N];
+      float* found = sums + h * to.deep + d;
+      for (int n = 0; n < N; ++n) even[n] = first ? load(found + n * kWidth) : Vec{}, odd[n] = Vec{};
+      add_some_subsets<N, decltype(whole)::value>(columns[h], groups, table, even, odd);
+      for (int n = 0; n < N; ++n) store(found + n * kWidth, even[n] + odd[n]);
+    }
+  };
+  if (groups == 16) {
+    add(std::true_type{});
+  } else {
+    add(std::false_type{});
+  }
+}
+
+// counts (wide,) += sums over up to 64 behaviours of ds where a unit is above 0: kLog behaviours are looked up at once.
+// Returns the sum over all of them.
+inline float count_units(const Layout& to, const float* d_scores, int64_t count, const uint64_t* columns, float* counts) {
+  constexpr int kLookups = (32 + kLog - 1) / kLog;  // of half a column
+  Vec lane_bits[kLog];
+  for (int i = 0; i < kLog; ++i)
+    for (int lane = 0; lane < kWidth; ++lane) lane_bits[i][lane] = static_cast<float>(lane >> i & 1);
+  float ds[kBits + kLog] = {};
+  std::copy_n(d_scores, count, ds);
+  Vec all = load(ds);
+  for (int64_t j = kWidth; j < kBits; j += kWidth) all += load(ds + j);
+  for (int64_t half = 0; half < count; half += 32) {
+    Vec tables[kLookups];
+    for (int g = 0; g < kLookups; ++g) {
+      const float* scores = ds + half + kLog * g;
+      tables[g] = lane_bits[0] * spread(scores[0]);
+      for (int i = 1; i < kLog; ++i)
+        if (kLog * g + i < 32) tables[g] += lane_bits[i] * spread(scores[i]);
+    }
+    for (int64_t h = 0; h < to.wide; h += kWidth) {
+      IntVec bits;
+      for (int i = 0; i < kWidth; ++i) bits[i] = static_cast<int32_t>(columns[h + i] >> half);
+      Vec total = load(counts + h);
+      for (int g = 0; g < kLookups; ++g, bits = reinterpret_cast<IntVec>(reinterpret_cast<UintVec>(bits) >> kLog))
+        total += looked_up(tables[g], bits);
+      store(counts + h, total);
+    }
+  }
+  return sum(all);
+}
+
+// Gradients of what else is known of up to 64 behaviours, N vectors of units from h on, and its part in those of the
+// readout.
+template <int N>
+void extra_gradients(const Layout& to, const Rows& rows, const Run& run, int64_t first, int64_t count, int64_t h,
+                     float* d_extra, float* up, float* all) {
+  const int64_t lanes = std::min<int64_t>(N * kWidth, to.units - h);
+  Vec positive[N], total[N];
+  for (int n = 0; n < N; ++n) positive[n] = load(up + h + n * kWidth), total[n] = load(all + h + n * kWidth);
+  for (int64_t r = 0; r < count; ++r) {
+    const Vec ds = spread(run.d_scores[first + r]);
+    const uint64_t bits = run.signs[(first + r) * to.words + h / kBits] >> (h % kBits);
+    const float* extra = rows.extra + r * rows.stride + h;
+    float* found = d_extra + r * to.units + h;
+    for (int n = 0; n < N; ++n) {
+      const Vec moved = ds * load(extra + n * kWidth);
+      total[n] += moved;
+      positive[n] += chosen(bits >> (n * kWidth), moved, Vec{});
+      Vec gradient = ds * chosen(bits >> (n * kWidth), load(&to.above[h + n * kWidth]), load(&to.below[h + n * kWidth]));
+      if (lanes == N * kWidth) {
+        store(found + n * kWidth, run.is_first ? gradient : gradient + load(found + n * kWidth));
+      } else {
+        const int64_t part = std::min<int64_t>(kWidth, lanes - n * kWidth);
+        if (!run.is_first) gradient += load_part(found + n * kWidth, part);
+        store_part(found + n * kWidth, gradient, part);
+      }
+    }
+  }
+  for (int n = 0; n < N; ++n) store(up + h + n * kWidth, positive[n]), store(all + h + n * kWidth, total[n]);
+}
+
+// d (count,) = the values of a run of behaviours . what stands above one candidate's result
+inline void weight_gradients(const SummedParts& parts, int64_t first, int64_t count, const float* upstream, float* d) {
+  const auto rows_at = [&](int64_t j, auto rows_at_once) {
+    constexpr int R = decltype(rows_at_once)::value;
+    Vec total[R];
+    for (int r = 0; r < R; ++r) total[r] = Vec{};
+    for (int i = 0; i < parts.count; ++i) {
+      const Summed& part = parts.part[i];
+      const float* rows = part.rows + (first + j) * part.width;
+      for (int64_t v = 0; v + kWidth <= part.width; v += kWidth) {
+        const Vec above = load(upstream + part.column + v);
+        for (int r = 0; r < R; ++r) total[r] += above * load(rows + r * part.width + v);
+      }
+    }
+    sums_of(total, d + j);
+    for (int i = 0; i < parts.count; ++i) {
+      const Summed& part = parts.part[i];
+      const float* rows = part.rows + (first + j) * part.width;
+      for (int64_t v = part.width / kWidth * kWidth; v < part.width; ++v)
+        for (int r = 0; r < R; ++r) d[j + r] += upstream[part.column + v] * rows[r * part.width + v];
+    }
+  };
+  int64_t j = 0;
+  for (; j + 8 <= count; j += 8) rows_at(j, std::integral_constant<int, 8>{});
+  for (; j < count; ++j) rows_at(j, std::integral_constant<int, 1>{});
+}
+
+// Gradients of the values: weights (candidates, rows of `length`), transposed, . d_out (candidates, rows of `stride`)
+inline void value_gradients(int64_t count, int64_t width, int64_t candidates, const float* weights, int64_t length,
+                            const float* d_out, int64_t stride, float* d_value, Buffer& spare) {
+  if (candidates == 1) {
+    int64_t v = 0;
+    for (; v + kWidth <= width; v += kWidth) {
+      const Vec above = load(d_out + v);
+      for (int64_t j = 0; j < count; ++j) store(d_value + j * width + v, spread(weights[j]) * above);
+    }
+    for (; v < width; ++v)
+      for (int64_t j = 0; j < count; ++j) d_value[j * width + v] = weights[j] * d_out[v];
+    return;
+  }
+  const int64_t broad = padded(width);
+  float* space = spare.at((candidates + kBlock) * broad);
+  float* upstream = space + kBlock * broad;
+  for (int64_t c = 0; c < candidates; ++c) {
+    std::copy_n(d_out + c * stride, width, upstream + c * broad);
+    std::fill(upstream + c * broad + width, upstream + (c + 1) * broad, 0.0f);
+  }
+  for (int64_t j = 0; j < count; j += kBlock) {
+    const int64_t rows = std::min(kBlock, count - j);
+    float* to = broad == width ? d_value + j * width : space;
+    std::fill(to, to + rows * broad, 0.0f);
+    add_product(rows, broad, candidates, weights + j, 1, length, upstream, broad, to, broad);
+    if (to == space)
+      for (int64_t r = 0; r < rows; ++r) std::copy_n(to + r * broad, width, d_value + (j + r) * width);
+  }
+}
+
+// What the sums of one candidate say of N columns of its gradient and of the shared weights.
+template <int N>
+inline void query_gradients(const Layout& to, const Turned& turned, const float* query, const float* sums, int64_t d,
+                            bool is_first, float* d_query, Shared& shared) {
+  Vec q[N], found[N];
+  for (int n = 0; n < N; ++n) {
+    const int64_t at = d + n * kWidth;
+    q[n] = load_part(query + at, std::min<int64_t>(kWidth, to.dim - at));
+    found[n] = load(&turned.below_product[at]) * load(sums + to.units * to.deep + at);
+  }
+  float* key = shared.key.recent.data();
+  float* product = shared.product.recent.data();
+  for (int64_t h = 0; h <= to.units; ++h) {
+    for (int n = 0; n < N; ++n) {
+      const int64_t at = h * to.deep + d + n * kWidth;
+      const Vec sum = load(sums + at);
+      store(key + at, load(key + at) + sum);
+      store(product + at, load(product + at) + q[n] * sum);
+      if (h < to.units) found[n] += load(&turned.product[at]) * sum;
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    const int64_t at = d + n * kWidth, lanes = std::min<int64_t>(kWidth, to.dim - at);
+    store_part(d_query + at, is_first ? found[n] : found[n] + load_part(d_query + at, lanes), lanes);
+  }
+}
+
 void backward_request(const AttentionShape& s, const AttentionInputs& in, const AttentionGradients& g,
-                      const Layout& to, int64_t request, std::vector<float>& scratch, Shared& shared) {
+                      const Layout& to, const Turned& turned, int64_t request, int64_t pair0, BackwardSpace& space,
+                      Shared& shared) {
   const int64_t key0 = s.key_offsets[request], length = s.key_offsets[request + 1] - key0;
   const int64_t query0 = s.query_offsets[request], count = s.query_offsets[request + 1] - query0;
   if (!length || !count) {  // nothing met anything
@@ -276,98 +755,83 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
     if (g.d_key_hidden) none(g.d_key_hidden + key0 * to.units, length, to.units);
     return;
   }
-  const float* weights = g.weights + s.pair_offsets[request];
-  const int64_t matrix_size = to.dim * to.wide, turned_size = to.units * to.deep;
-  const int64_t block_size = kBlock * to.wide, values_size = kBlock * to.broad, keys_size = kStretch * to.deep;
-  scratch.resize(2 * matrix_size + turned_size + 4 * to.wide + 2 * block_size + values_size + keys_size +
-                     count * to.broad + count * length);
-  float* matrix = scratch.data();
-  float* d_matrix = matrix + matrix_size;
-  float* turned = d_matrix + matrix_size;
-  float* hidden = turned + turned_size;
-  float* d_hidden = hidden + to.wide;
-  float* d_above = d_hidden + to.wide;
-  float* d_below = d_above + to.wide;
-  float* block = d_below + to.wide;
-  float* extra = block + block_size;
-  float* values = extra + block_size;
-  float* d_keys = values + values_size;
-  float* d_out = d_keys + keys_size;
-  float* d_scores = d_out + count * to.broad;
-
-  std::fill(turned, turned + turned_size, 0.0f);  // the padding of its rows and of `hidden` is read
-  std::fill(hidden, hidden + to.wide, 0.0f);
-  pad_rows(g.d_out + query0 * s.width, count, s.width, to.broad, d_out);
-  for (int64_t j = 0; j < length; j += kBlock) {
-    const int64_t rows = std::min(kBlock, length - j);
-    pad_rows(in.value + (key0 + j) * s.width, rows, s.width, to.broad, values);
-    for (int64_t c = 0; c < count; ++c) {
-      const float* upstream = d_out + c * to.broad;
-      for (int64_t r = 0; r < rows; ++r) {
-        Vec total = Vec{};
-        for (int64_t v = 0; v < to.broad; v += kWidth) total += load(values + r * to.broad + v) * load(upstream + v);
-        d_scores[c * length + j + r] = sum(total);
-      }
-    }
-    std::fill(values, values + rows * to.broad, 0.0f);
-    add_product(rows, to.broad, count, weights + j, 1, length, d_out, to.broad, values, to.broad);
-    for (int64_t r = 0; r < rows; ++r)
-      std::memcpy(g.d_value + (key0 + j + r) * s.width, values + r * to.broad, s.width * sizeof(float));
-  }
+  const SummedParts parts(s, in);
+  const float* weights = g.weights + pair0;
+  const float* d_out = g.d_out + query0 * parts.width;
+  float* d_scores = space.d_scores.at(count * length);
+  for (int64_t j = 0; j < length; j += kBlock)
+    for (int64_t c = 0; c < count; ++c)
+      weight_gradients(parts, key0 + j, std::min(kBlock, length - j), d_out + c * parts.width,
+                       d_scores + c * length + j);
+  if (s.width)
+    value_gradients(length, s.width, count, weights, length, d_out + parts.part[parts.count - 1].column, parts.width,
+                    g.d_value + key0 * s.width, space.values);
   for (int64_t c = 0; c < count; ++c)
     before_normalising(s.normalise, length, weights + c * length, d_scores + c * length);
-  for (int64_t i = 0; i < count * length; ++i) shared.bias += d_scores[i];
 
+  const int64_t sums_size = (to.units + 1) * to.deep;
+  float* table = space.table.at(std::max<int64_t>(16, turned.fours) * 16 * kSlices * kWidth);
+  float* sums = space.sums.at(sums_size);
+  float* counts = space.counts.at(to.wide);
+  float* extra = space.extra.at(kBits * to.wide);
+  float* up = space.up.at(to.wide);
+  float* all = space.all.at(to.wide);
+  space.columns.resize((to.words + 1) * kBits);
+  uint64_t* columns = space.columns.data();
   for (int64_t stretch = 0; stretch < length; stretch += kStretch) {
-    const int64_t end = std::min(stretch + kStretch, length);
-    std::fill(d_keys, d_keys + (end - stretch) * to.deep, 0.0f);
+    const int64_t rows = std::min(kStretch, length - stretch);
     for (int64_t c = 0; c < count; ++c) {
       const float* query = in.query + (query0 + c) * to.dim;
-      to.matrix_of(query, matrix);
-      for (int64_t d = 0; d < to.dim; ++d)
-        for (int64_t h = 0; h < to.units; ++h) turned[h * to.deep + d] = matrix[d * to.wide + h];
-      std::memcpy(hidden, in.query_hidden + (query0 + c) * to.units, to.units * sizeof(float));
-      std::fill(d_matrix, d_matrix + matrix_size, 0.0f);
-      std::fill(d_hidden, d_hidden + 3 * to.wide, 0.0f);  // and d_above, d_below behind it
-      for (int64_t j = stretch; j < end; j += kBlock) {
-        const int64_t rows = std::min(kBlock, end - j);
-        const float* keys = in.key + (key0 + j) * to.dim;
-        const Rows past = rows_from(to, in, key0 + j, rows, extra);
-        for (int64_t r = 0; r < rows; r += kRows)
-          gradient_rows<kRows>(std::min<int64_t>(kRows, rows - r), to, moved(to, past, r), matrix, hidden,
-                               d_scores + c * length + j + r, {d_hidden, d_above, d_below}, block + r * to.wide);
-        if (g.d_key_hidden) {
-          for (int64_t r = 0; r < rows; ++r) {
-            float* d_extra = g.d_key_hidden + (key0 + j + r) * to.units;
-            for (int64_t h = 0; h < to.units; ++h) d_extra[h] = (c ? d_extra[h] : 0.0f) + block[r * to.wide + h];
-          }
+      const int64_t at = c * length + stretch;
+      const Run run{rows,          in.key + (key0 + stretch) * to.dim,       weights + at, d_scores + at,
+                    g.signs + (pair0 + at) * to.words, c == 0};
+      const float* upstream = s.with_key ? d_out + c * parts.width : nullptr;
+      float* d_key = g.d_key + (key0 + stretch) * to.dim;
+      in_slices(to.deep, [&](auto slices, int64_t d) {
+        key_gradients<decltype(slices)::value>(to, turned, run, query, upstream, d, table, d_key);
+      });
+
+      double total = 0.0;  // of the gradients of the scores
+      std::fill(counts, counts + to.wide, 0.0f);
+      std::fill(up, up + to.wide, 0.0f);
+      std::fill(all, all + to.wide, 0.0f);
+      for (int64_t j = 0; j < rows; j += kBits) {
+        const int64_t block = std::min(kBits, rows - j);
+        for (int64_t w = 0; w < to.words; ++w) {
+          uint64_t* column = columns + w * kBits;
+          for (int64_t r = 0; r < kBits; ++r) column[r] = r < block ? run.signs[(j + r) * to.words + w] : 0;
+          transpose(column);
         }
-        add_product(rows, to.deep, to.units, block, to.wide, 1, turned, to.deep, d_keys + (j - stretch) * to.deep,
-                    to.deep);
-        add_product(to.dim, to.wide, rows, keys, 1, to.dim, block, to.wide, d_matrix, to.wide);
+        total += count_units(to, run.d_scores + j, block, columns, counts);
+        columns[to.units] = ~uint64_t{0} >> (kBits - block);
+        in_slices(to.deep, [&](auto slices, int64_t d) {
+          unit_sums<decltype(slices)::value>(to, run, j, block, columns, d, table, sums);
+        });
+        if (in.key_hidden) {
+          const Rows past = rows_from(to, in, key0 + stretch + j, block, extra);
+          float* d_extra = g.d_key_hidden + (key0 + stretch + j) * to.units;
+          in_slices(to.wide, [&](auto slices, int64_t h) {
+            extra_gradients<decltype(slices)::value>(to, past, run, j, block, h, d_extra, up, all);
+          });
+        }
       }
+
+      const float all_scores = static_cast<float>(total);
+      shared.bias += total;
       float* d_query = g.d_query + (query0 + c) * to.dim;
-      for (int64_t d = 0; d < to.dim; ++d) {
-        Vec total = Vec{};
-        for (int64_t h = 0; h < to.wide; h += kWidth)
-          total += load(d_matrix + d * to.wide + h) * load(&to.product[d * to.wide + h]);
-        d_query[d] = (stretch ? d_query[d] : 0.0f) + sum(total);
-        const float q = query[d];
-        for (int64_t h = 0; h < to.wide; ++h) {
-          const float found = d_matrix[d * to.wide + h];
-          shared.key[d * to.wide + h] += found;
-          shared.product[d * to.wide + h] += found * q;
-        }
-      }
+      in_slices(to.deep, [&](auto slices, int64_t d) {
+        query_gradients<decltype(slices)::value>(to, turned, query, sums, d, stretch == 0, d_query, shared);
+      });
+      const float* hidden = in.query_hidden + (query0 + c) * to.units;
+      float* d_hidden = g.d_query_hidden + (query0 + c) * to.units;
       for (int64_t h = 0; h < to.units; ++h) {
-        float& found = g.d_query_hidden[(query0 + c) * to.units + h];
-        found = (stretch ? found : 0.0f) + d_hidden[h];
-        shared.above[h] += d_above[h];
-        shared.below[h] += d_below[h];
+        const float found = (to.above[h] - to.below[h]) * counts[h] + to.below[h] * all_scores;
+        d_hidden[h] = stretch ? d_hidden[h] + found : found;
+        shared.above.recent[h] += hidden[h] * counts[h] + up[h];
+        shared.all.recent[h] += hidden[h] * all_scores + all[h];
       }
+      if (++shared.stretches == kFlush) shared.flush();
     }
-    for (int64_t j = stretch; j < end; ++j)
-      std::memcpy(g.d_key + (key0 + j) * to.dim, d_keys + (j - stretch) * to.deep, to.dim * sizeof(float));
   }
 }
 
@@ -388,35 +852,54 @@ int64_t sostenuto_processor() {
   return 0;
 }
 
+int64_t sostenuto_attention_pairs(const AttentionShape* shape) {
+  const auto rises = [&](const int64_t* offsets, int64_t rows) {
+    bool good = offsets[0] == 0 && offsets[shape->requests] == rows;
+    for (int64_t b = 0; b < shape->requests; ++b) good = good && offsets[b] <= offsets[b + 1];
+    return good;
+  };
+  if (!rises(shape->query_offsets, shape->candidates)) return -1;
+  if (!rises(shape->key_offsets, shape->behaviours)) return -2;
+  int64_t pairs = 0;
+  for (int64_t b = 0; b < shape->requests; ++b)
+    pairs += (shape->query_offsets[b + 1] - shape->query_offsets[b]) * (shape->key_offsets[b + 1] - shape->key_offsets[b]);
+  return pairs;
+}
+
 void sostenuto_attention_forward(const AttentionShape* shape, const AttentionInputs* in,
                                  const AttentionOutputs* out) {
   const Layout to(*shape, *in);
   std::vector<Piece> pieces;
   std::vector<int64_t> costs;
+  int64_t pairs = 0;
   for (int64_t b = 0; b < shape->requests; ++b) {
     const int64_t first = shape->query_offsets[b], last = shape->query_offsets[b + 1];
     const int64_t length = shape->key_offsets[b + 1] - shape->key_offsets[b];
     // One request alone must be shared by the threads; more candidates than this would need too many weights at once.
     const int64_t most = std::min<int64_t>(128, std::max<int64_t>(8, (last - first + shape->threads - 1) / shape->threads));
     for (int64_t c = first; c < last; c += most) {
-      pieces.push_back({b, c, std::min(c + most, last)});
+      pieces.push_back({b, c, std::min(c + most, last), pairs});
+      pairs += (pieces.back().last - c) * length;
       costs.push_back((pieces.back().last - c) * (length + 16));
     }
   }
   in_parts(costs, shape->threads, [&](int64_t first, int64_t last) {
-    std::vector<float> scratch;
-    std::vector<double> sums;
-    for (int64_t i = first; i < last; ++i) forward_piece(*shape, *in, *out, to, pieces[i], scratch, sums);
+    ForwardSpace space;
+    for (int64_t i = first; i < last; ++i) forward_piece(*shape, *in, *out, to, pieces[i], space);
   });
 }
 
 void sostenuto_attention_backward(const AttentionShape* shape, const AttentionInputs* in,
                                   const AttentionGradients* grads) {
   const Layout to(*shape, *in);
-  std::vector<int64_t> costs;
-  for (int64_t b = 0; b < shape->requests; ++b)
-    costs.push_back((shape->query_offsets[b + 1] - shape->query_offsets[b]) *
-                    (shape->key_offsets[b + 1] - shape->key_offsets[b] + 16));
+  const Turned turned(to, *in);
+  std::vector<int64_t> costs, pair_offsets{0};
+  for (int64_t b = 0; b < shape->requests; ++b) {
+    const int64_t count = shape->query_offsets[b + 1] - shape->query_offsets[b];
+    const int64_t length = shape->key_offsets[b + 1] - shape->key_offsets[b];
+    costs.push_back(count * (length + 16));
+    pair_offsets.push_back(pair_offsets.back() + count * length);
+  }
   // Sums of the shared weights are taken in a fixed number of parts, so that threads change no bit of them.
   const std::vector<int64_t> bounds = cut(costs, kParts);
   const int64_t number = static_cast<int64_t>(bounds.size()) - 1;
@@ -425,21 +908,28 @@ void sostenuto_attention_backward(const AttentionShape* shape, const AttentionIn
     for (int64_t b = bounds[part]; b < bounds[part + 1]; ++b) part_costs[part] += costs[b];
   std::vector<Shared> parts(number, Shared(to));
   in_parts(part_costs, shape->threads, [&](int64_t first, int64_t last) {
-    std::vector<float> scratch;
-    for (int64_t part = first; part < last; ++part)
+    BackwardSpace space;
+    for (int64_t part = first; part < last; ++part) {
       for (int64_t b = bounds[part]; b < bounds[part + 1]; ++b)
-        backward_request(*shape, *in, *grads, to, b, scratch, parts[part]);
-  });
-  for (const Shared& part : parts) {
-    *grads->d_bias += static_cast<float>(part.bias);
-    for (int64_t h = 0; h < to.units; ++h) {
-      for (int64_t d = 0; d < to.dim; ++d) {
-        grads->d_w_key[h * to.dim + d] += static_cast<float>(part.key[d * to.wide + h]);
-        grads->d_w_product[h * to.dim + d] += static_cast<float>(part.product[d * to.wide + h]);
-      }
-      grads->d_w_above[h] += static_cast<float>(part.above[h]);
-      grads->d_w_below[h] += static_cast<float>(part.below[h]);
+        backward_request(*shape, *in, *grads, to, turned, b, pair_offsets[b], space, parts[part]);
+      parts[part].flush();
     }
+  });
+  for (size_t part = 1; part < parts.size(); ++part) parts[0].add(parts[part]);
+  const Shared& found = parts[0];
+  *grads->d_bias += static_cast<float>(found.bias);
+  for (int64_t h = 0; h < to.units; ++h) {
+    const double below = to.below[h], gain = to.above[h] - to.below[h];
+    double above = found.above.whole[h], all = found.all.whole[h];
+    for (int64_t d = 0; d < to.dim; ++d) {
+      const int64_t i = h * to.dim + d, of_unit = h * to.deep + d, of_all = to.units * to.deep + d;
+      above += in->w_key[i] * found.key.whole[of_unit] + in->w_product[i] * found.product.whole[of_unit];
+      all += in->w_key[i] * found.key.whole[of_all] + in->w_product[i] * found.product.whole[of_all];
+      grads->d_w_key[i] += static_cast<float>(gain * found.key.whole[of_unit] + below * found.key.whole[of_all]);
+      grads->d_w_product[i] += static_cast<float>(gain * found.product.whole[of_unit] + below * found.product.whole[of_all]);
+    }
+    grads->d_w_above[h] += static_cast<float>(above);
+    grads->d_w_below[h] += static_cast<float>(all - above);
   }
 }
 }

@@ -9,14 +9,16 @@
 // Target attention with a factored activation unit; letters as in ops/target_attention.py.
 struct AttentionShape {
   int64_t requests;              // B
+  int64_t candidates;            // Nc
+  int64_t behaviours;            // Nh
   int64_t dim;                   // D
   int64_t units;                 // H
   int64_t width;                 // V
+  int64_t with_key;              // 1: the keys are summed too, in front of the values
   int64_t normalise;             // 0 none, 1 softmax, 2 divided by the root of the length
   int64_t threads;
   const int64_t* query_offsets;  // (B + 1,)
   const int64_t* key_offsets;    // (B + 1,)
-  const int64_t* pair_offsets;   // (B + 1,), of candidates times behaviours
 };
 
 struct AttentionInputs {
@@ -24,7 +26,7 @@ struct AttentionInputs {
   const float* query_hidden;  // (Nc, H)
   const float* key;           // (Nh, D)
   const float* key_hidden;    // (Nh, H) or null
-  const float* value;         // (Nh, V)
+  const float* value;         // (Nh, V), V may be 0 with `with_key`
   const float* w_key;         // (H, D)
   const float* w_product;     // (H, D)
   const float* w_above;       // (H,) readout of what is above 0
@@ -33,13 +35,15 @@ struct AttentionInputs {
 };
 
 struct AttentionOutputs {
-  float* out;      // (Nc, V), written
-  float* weights;  // (pairs,), per request (candidates, behaviours), written; null: not kept
+  float* out;      // (Nc, V), or (Nc, D + V) with `with_key`; written
+  float* weights;  // (pairs,), request after request (candidates, behaviours), written; null: not kept
+  uint64_t* signs;  // (pairs, words), written with the weights: bit h % 64 of word h / 64 is set where pre_h > 0
 };
 
 struct AttentionGradients {
   const float* weights;   // as the forward pass kept them
-  const float* d_out;     // (Nc, V)
+  const uint64_t* signs;  // the same
+  const float* d_out;     // like out
   float* d_query;         // all of these are written; those of the weights are added to and start at 0
   float* d_query_hidden;
   float* d_key;
@@ -115,6 +119,9 @@ extern "C" {
 // 0 generic, 2 AVX2 with FMA, 3 AVX-512 F, DQ, BW and VL
 SOSTENUTO_EXPORT int64_t sostenuto_processor();
 SOSTENUTO_EXPORT int64_t sostenuto_version();
+// How many pairs of a candidate and a behaviour there are; -1 or -2 when the offsets of the candidates or of the
+// behaviours do not rise from 0 to how many there are. The other two entries take it that they do.
+SOSTENUTO_EXPORT int64_t sostenuto_attention_pairs(const AttentionShape*);
 SOSTENUTO_EXPORT void sostenuto_attention_forward(const AttentionShape*, const AttentionInputs*, const AttentionOutputs*);
 SOSTENUTO_EXPORT void sostenuto_attention_backward(const AttentionShape*, const AttentionInputs*, const AttentionGradients*);
 // values (N, V), weights (N, S) float64, place (N,) inside the rows of ids, ids (U, G) int32 inside [0, K); the table

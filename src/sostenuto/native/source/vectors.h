@@ -10,19 +10,27 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;     // floats of a vector
+constexpr int kLog = 4;        // its logarithm
 constexpr int kRows = 12;      // rows of a tile: kRows x 2 accumulators stay in registers
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
+constexpr int kLog = 3;
 constexpr int kRows = 6;
 #else
 constexpr int kWidth = 4;
+constexpr int kLog = 2;
 constexpr int kRows = 4;
 #endif
 
 typedef float Vec __attribute__((vector_size(kWidth * sizeof(float)), aligned(sizeof(float)), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(kWidth * sizeof(int32_t)), aligned(sizeof(int32_t)), may_alias));
+typedef uint32_t UintVec __attribute__((vector_size(kWidth * sizeof(uint32_t)), aligned(sizeof(uint32_t)), may_alias));
 
 inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
 inline void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
@@ -34,7 +42,15 @@ inline Vec spread(float value) {
   for (int i = 0; i < kWidth; ++i) all[i] = value;
   return all;
 }
-inline Vec above_zero(Vec x) { return x > Vec{} ? x : Vec{}; }
+inline Vec above_zero(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(x, _mm512_setzero_ps());
+#elif defined(__AVX2__)
+  return _mm256_max_ps(x, _mm256_setzero_ps());
+#else
+  return x > Vec{} ? x : Vec{};
+#endif
+}
 inline Vec below_zero(Vec x) { return x > Vec{} ? Vec{} : x; }
 
 template <int N>
@@ -48,6 +64,78 @@ inline float sum_of(const float* x) {  // in halves: a chain of log2(N) addition
   }
 }
 inline float sum(Vec x) { return sum_of<kWidth>(reinterpret_cast<const float*>(&x)); }
+
+// Have this value in a register here. Compilers like to sort a long unrolled sum by accumulator, and then keep all the
+// addresses waiting on the stack.
+inline __attribute__((always_inline)) void settle(Vec& x) {
+#if defined(__GNUC__) && defined(__SSE2__)
+  asm volatile("" : "+x"(x));
+#elif defined(__GNUC__) && defined(__aarch64__)
+  asm volatile("" : "+w"(x));
+#endif
+}
+
+// The sums of R vectors, written to `to`.
+template <int R>
+inline void sums_of(const Vec (&x)[R], float* to) {
+  int r = 0;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  for (; r + 4 <= R; r += 4) {  // four at once: halves are added while they change places
+    const __m256 pairs = _mm256_hadd_ps(x[r], x[r + 1]), others = _mm256_hadd_ps(x[r + 2], x[r + 3]);
+    const __m256 all = _mm256_hadd_ps(pairs, others);
+    _mm_storeu_ps(to + r, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+  }
+#endif
+  for (; r < R; ++r) to[r] = sum(x[r]);
+}
+
+// The first `count` floats of a vector, 0 < count <= kWidth, zeros behind; nothing else is touched.
+inline Vec load_part(const float* from, int64_t count) {
+  Vec x = {};
+  if (count == kWidth) return load(from);
+  for (int64_t i = 0; i < count; ++i) x[i] = from[i];
+  return x;
+}
+inline void store_part(float* to, Vec value, int64_t count) {
+  if (count == kWidth) return store(to, value);
+  for (int64_t i = 0; i < count; ++i) to[i] = value[i];
+}
+
+// Bit i: lane i is above 0.
+inline uint64_t lanes_above_zero(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpgt_ps(x, _mm_setzero_ps())));
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= static_cast<uint64_t>(x[i] > 0.0f) << i;
+  return bits;
+#endif
+}
+
+// Lane i of `yes` where bit i is set, of `no` where it is not.
+inline Vec chosen(uint64_t bits, Vec yes, Vec no) {
+  IntVec lanes;
+  for (int i = 0; i < kWidth; ++i) lanes[i] = 1 << i;
+  const IntVec all = static_cast<int32_t>(bits) - IntVec{};
+  return (all & lanes) != 0 ? yes : no;
+}
+
+// Lane i is the lane of `table` that the low kLog bits of index i name.
+inline Vec looked_up(Vec table, IntVec index) {
+#if defined(__AVX512F__)
+  return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), table);
+#elif defined(__AVX2__)
+  return _mm256_permutevar8x32_ps(table, reinterpret_cast<__m256i>(index));
+#else
+  Vec found;
+  for (int i = 0; i < kWidth; ++i) found[i] = table[index[i] & (kWidth - 1)];
+  return found;
+#endif
+}
 
 inline int64_t padded(int64_t width) { return (width + kWidth - 1) / kWidth * kWidth; }
 
