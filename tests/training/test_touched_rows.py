@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sostenuto.training.touched_rows import Kind, TouchedRowOptimiser
 
-KINDS: list[Kind] = ["adam", "rowwise_adam", "rowwise_adagrad"]
+KINDS: list[Kind] = ["adam", "rowwise_adam", "adagrad", "rowwise_adagrad"]
 
 
 def table_of(rows: int, dim: int = 3, seed: int = 0) -> nn.Parameter:

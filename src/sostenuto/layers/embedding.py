@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sostenuto.ops.drawing import MAX_SEED, drawn_per_number
 from sostenuto.ops.jagged import newest_time, row_index
 from sostenuto.ops.table_rows import lookup_rows
 from sostenuto.schema.errors import SpecError
@@ -204,8 +205,9 @@ class ItemEmbedding(nn.Module):
         if self.item is not None:
             row = torch.where(item < self.num_item_rows, item, UNKNOWN)
             if self.training and self.id_dropout > 0:
-                dropped = torch.rand(self.num_item_rows, device=item.device) < self.id_dropout
-                row = torch.where(dropped[row] & (row != PADDING), UNKNOWN, row)
+                seed = torch.randint(MAX_SEED, (1,), device=item.device)
+                dropped = drawn_per_number(row, self.id_dropout, seed)
+                row = torch.where(dropped & (row != PADDING), UNKNOWN, row)
             parts.append(self.item(row))
         parts += [table(category[:, level]) for level, table in enumerate(self.levels)]
         if self.fields.out_dim:

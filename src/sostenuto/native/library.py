@@ -19,7 +19,7 @@ from pathlib import Path
 VERSION = 3  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/attention.cpp
-_P, _I = ctypes.c_void_p, ctypes.c_int64
+_P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
 class AttentionShape(ctypes.Structure):
@@ -94,6 +94,15 @@ class RowsShape(ctypes.Structure):
     _fields_ = [(name, _I) for name in ("rows", "dim", "count", "threads")]
 
 
+class RowUpdate(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("rows", "dim", "count", "threads", "kind", "by_frequency")),
+        *((name, _D) for name in ("learning_rate", "beta1", "beta2", "eps", "decay")),
+    ]
+
+
 _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_attention_forward": 3,
     "sostenuto_attention_backward": 3,
@@ -102,7 +111,9 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_gather_rows": 4,
     "sostenuto_distinct_rows": 4,
     "sostenuto_sum_rows": 4,
+    "sostenuto_update_rows": 7,
 }
+_RETURNS = {"sostenuto_distinct_rows": _I, "sostenuto_update_rows": _I}  # the others return nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +145,9 @@ def _open(processor: str) -> Library | None:
             return None
         for name, arguments in _ENTRIES.items():
             getattr(handle, name).argtypes = [_P] * arguments
-            getattr(handle, name).restype = _I if name == "sostenuto_distinct_rows" else None
+            getattr(handle, name).restype = _RETURNS.get(name)
+        handle.sostenuto_square_sum.argtypes = [_P, _I]
+        handle.sostenuto_square_sum.restype = _D
     except (OSError, AttributeError):
         return None
     return Library(handle, processor)
@@ -211,6 +224,7 @@ __all__ = [
     "BucketShape",
     "Library",
     "NoLibrary",
+    "RowUpdate",
     "RowsShape",
     "any_library",
     "available",

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sostenuto.native.library import Library, RowsShape, library
+from sostenuto.native.library import Library, RowsShape
+from sostenuto.ops.backend import is_usable, library
 
 
 def lookup_rows(table: Tensor, index: Tensor, padding: int) -> Tensor:
@@ -23,7 +24,7 @@ def lookup_rows(table: Tensor, index: Tensor, padding: int) -> Tensor:
     The gradient of the table is a sparse tensor over the rows that were looked up; row `padding` gets none.
     """
     twins = library()
-    if twins is not None and table.device.type == "cpu" and table.dtype == torch.float32 and index.numel():
+    if twins is not None and is_usable(table) and index.numel():
         found: Tensor = _Lookup.apply(table, index, padding, twins)  # type: ignore[no-untyped-call]
         return found
     if not torch.is_grad_enabled():
@@ -39,11 +40,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, padding: int, twins: Library) -> Tensor:
         flat = index.reshape(-1).contiguous()
-        low, high = flat.aminmax()
-        if int(low) < 0 or int(high) >= table.shape[0]:
-            raise IndexError(
-                f"index must be in [0, {table.shape[0]}), got {int(low)} to {int(high)}; check the vocabulary"
-            )
+        _check(flat, table.shape[0])
         out = table.new_empty(flat.shape[0], table.shape[1])
         held = table.contiguous()
         _call(twins, "gather_rows", table.shape[0], out, held, flat, out)
@@ -55,19 +52,49 @@ class _Lookup(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, None, None, None]:
         (flat,) = ctx.saved_tensors
-        dim = d_out.shape[-1]
-        values = d_out.reshape(-1, dim).contiguous()
-        distinct = torch.empty_like(flat)
-        place = flat.new_empty(flat.shape[0], dtype=torch.int32)
-        count = _call(ctx.twins, "distinct_rows", ctx.rows, values, flat, distinct, place)
-        sums = values.new_empty(count, dim)
-        _call(ctx.twins, "sum_rows", count, values, values, place, sums)
-        rows = distinct[:count]
+        rows, sums = _sum_compiled(ctx.twins, ctx.rows, flat, d_out.reshape(-1, d_out.shape[-1]).contiguous())
         kept = rows != ctx.padding
         if not bool(kept.all()):
             rows, sums = rows[kept], sums[kept]
-        gradient = torch.sparse_coo_tensor(rows[None], sums, (ctx.rows, dim), check_invariants=False, is_coalesced=True)
-        return gradient, None, None, None
+        return _sparse(rows, sums, ctx.rows), None, None, None
+
+
+def sum_repeated_rows(gradient: Tensor) -> Tensor:
+    """Return a sparse (R, D) gradient with each row once, rows rising; the given one where that holds already.
+
+    The compiled twin sums in the order the rows were given, so any number of threads gives the same bits.
+    """
+    if gradient.is_coalesced():
+        return gradient
+    row, values = gradient._indices()[0], gradient._values()
+    if bool((row[1:] > row[:-1]).all()):  # autograd drops the mark that we set, and merges what rises so that it rises
+        return _sparse(row, values, gradient.shape[0])
+    twins = library()
+    if twins is None or not is_usable(values):
+        return gradient.coalesce()
+    row = row.contiguous()
+    _check(row, gradient.shape[0])
+    return _sparse(*_sum_compiled(twins, gradient.shape[0], row, values.contiguous()), gradient.shape[0])
+
+
+def _sum_compiled(twins: Library, num_rows: int, row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    distinct = torch.empty_like(row)
+    place = row.new_empty(row.shape[0], dtype=torch.int32)
+    count = _call(twins, "distinct_rows", num_rows, values, row, distinct, place)
+    sums = values.new_empty(count, values.shape[1])
+    _call(twins, "sum_rows", count, values, values, place, sums)
+    return distinct[:count], sums
+
+
+def _sparse(row: Tensor, values: Tensor, num_rows: int) -> Tensor:
+    shape = (num_rows, values.shape[1])
+    return torch.sparse_coo_tensor(row[None], values, shape, check_invariants=False, is_coalesced=True)
+
+
+def _check(row: Tensor, num_rows: int) -> None:
+    low, high = row.aminmax()
+    if int(low) < 0 or int(high) >= num_rows:
+        raise IndexError(f"index must be in [0, {num_rows}), got {int(low)} to {int(high)}; check the vocabulary")
 
 
 def _call(twins: Library, name: str, rows: int, like: Tensor, *tensors: Tensor) -> int:
@@ -76,4 +103,4 @@ def _call(twins: Library, name: str, rows: int, like: Tensor, *tensors: Tensor) 
     return int(entry(ctypes.byref(shape), *(t.data_ptr() for t in tensors)) or 0)
 
 
-__all__ = ["lookup_rows"]
+__all__ = ["lookup_rows", "sum_repeated_rows"]

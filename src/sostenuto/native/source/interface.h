@@ -71,6 +71,21 @@ struct RowsShape {
   int64_t threads;
 };
 
+// A step of an optimiser on some rows of a table; letters as in ops/row_updates.py.
+struct RowUpdate {
+  int64_t rows;          // R, of the table
+  int64_t dim;           // D
+  int64_t count;         // n, rows of the step
+  int64_t threads;
+  int64_t kind;          // 0 Adam, 1 row-wise Adam, 2 Adagrad, 3 row-wise Adagrad
+  int64_t by_frequency;  // is decay divided by the row's own count
+  double learning_rate;
+  double beta1;
+  double beta2;
+  double eps;
+  double decay;
+};
+
 #define SOSTENUTO_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -91,4 +106,10 @@ SOSTENUTO_EXPORT int64_t sostenuto_distinct_rows(const RowsShape*, const int64_t
                                                  int32_t* place);
 // values (N, dim); sums (rows, dim) are written.
 SOSTENUTO_EXPORT void sostenuto_sum_rows(const RowsShape*, const float* values, const int32_t* place, float* sums);
+// row (n,) must rise inside [0, R), else nothing is done and 1 comes back; gradient (n, D). Changed in place: table
+// (R, D), first (R, D) or null, second (R, D) or (R,) as the kind has it, touches (R,).
+SOSTENUTO_EXPORT int64_t sostenuto_update_rows(const RowUpdate*, const int64_t* row, const float* gradient, float* table,
+                                               float* first, float* second, int32_t* touches);
+// values (N,); the return value is the sum of their squares.
+SOSTENUTO_EXPORT double sostenuto_square_sum(const float* values, int64_t count);
 }
