@@ -70,6 +70,33 @@ def test_each_row_equals_plain_adam_on_its_own_gradients(batches: list[list[int]
     torch.testing.assert_close(table.detach(), torch.stack([alone[row].detach() for row in range(6)]))
 
 
+def test_adagrad_follows_its_equation() -> None:
+    table = table_of(4)
+    optimiser = TouchedRowOptimiser({"item": table}, kind="adagrad")
+    plain = nn.Parameter(table.detach().clone())
+    twin = torch.optim.Adagrad([plain], lr=0.1, eps=1e-8)
+    for number, rows in enumerate([[1, 3, 1], [2], [1, 1]]):
+        look_up(table, rows, scale=1.0 + number)
+        assert table.grad is not None
+        plain.grad = table.grad.to_dense()
+        one_step(optimiser)
+        twin.step()
+    torch.testing.assert_close(table, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_that_add_up_move_rows_as_one_pass_does(kind: Kind) -> None:
+    whole, parts = table_of(12), table_of(12)
+    first, second = TouchedRowOptimiser({"t": whole}, kind=kind), TouchedRowOptimiser({"t": parts}, kind=kind)
+    look_up(whole, [1, 5, 5, 2])
+    one_step(first)
+    F.embedding(torch.tensor([1, 5]), parts, sparse=True).mul(torch.tensor([[1.0], [2.0]])).sum().backward()
+    F.embedding(torch.tensor([5, 2]), parts, sparse=True).mul(torch.tensor([[3.0], [4.0]])).sum().backward()
+    assert one_step(second) == 3
+    torch.testing.assert_close(whole, parts)
+    assert torch.equal(first.state["t"]["touches"], second.state["t"]["touches"])
+
+
 def test_row_wise_adagrad_follows_its_equation() -> None:
     table = table_of(4)
     optimiser = TouchedRowOptimiser({"item": table}, kind="rowwise_adagrad")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sostenuto.ops.drawing import MAX_SEED, drawn_per_number
 from sostenuto.ops.jagged import newest_time, row_index
+from sostenuto.ops.large_pages import on_large_pages
 from sostenuto.ops.table_rows import lookup_rows
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import PADDING, UNKNOWN, FeatureSpec, Field
@@ -34,7 +35,7 @@ class Table(nn.Module):
                 f"a table must have at least one row and one column, got {num_rows} rows of width {dim}; "
                 "raise the width, or set it to 0 where 0 leaves the table out"
             )
-        weight = torch.empty(num_rows, dim).normal_(0.0, std)
+        weight = on_large_pages(torch.empty(num_rows, dim)).normal_(0.0, std)
         weight[PADDING] = 0.0
         self.weight = nn.Parameter(weight)
 

@@ -20,6 +20,7 @@ from torch.autograd.graph import increment_version
 
 from sostenuto.native.library import Library, RowUpdate
 from sostenuto.ops.backend import is_usable, library
+from sostenuto.ops.large_pages import on_large_pages
 
 Kind = Literal["adam", "rowwise_adam", "adagrad", "rowwise_adagrad"]
 DecayBy = Literal["touch", "frequency"]
@@ -46,10 +47,11 @@ class UpdateRule:
 
 def new_state(table: Tensor, kind: Kind) -> dict[str, Tensor]:
     """Return the state of a table whose rows were never touched: `touches` (R,) int32, the rest (R, D) or (R, 1)."""
-    state = {"touches": torch.zeros(table.shape[0], dtype=torch.int32, device=table.device)}
+    rows, dim = table.shape
+    state = {"touches": torch.empty(rows, dtype=torch.int32, device=table.device)}
     for name, is_wide in _PARTS[kind].items():
-        state[name] = torch.zeros(table.shape[0], table.shape[1] if is_wide else 1).to(table)
-    return state
+        state[name] = torch.empty(rows, dim if is_wide else 1, dtype=table.dtype, device=table.device)
+    return {name: on_large_pages(value).zero_() for name, value in state.items()}
 
 
 def state_bytes_per_row(kind: Kind, dim: int, *, number_bytes: int = 4) -> int:
