@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 MAX_SEED = 2**62  # seeds are below it
@@ -20,12 +21,11 @@ def drawn_per_number(number: Tensor, share: float, seed: Tensor) -> Tensor:
     mixed = (number + seed) * _ODD[0]  # wraps round
     for shift, odd in ((30, _ODD[1]), (27, _ODD[2])):
         mixed = (mixed ^ _shifted(mixed, shift)) * odd
-    drawn: Tensor = _shifted(mixed, 64 - _BITS) < share * 2**_BITS
-    return drawn
+    return torch.lt(_shifted(mixed, 64 - _BITS), share * 2**_BITS)
 
 
 def _shifted(number: Tensor, by: int) -> Tensor:
-    return (number >> by) & (2 ** (64 - by) - 1)  # the sign must not come down with it
+    return torch.bitwise_and(number >> by, 2 ** (64 - by) - 1)  # the sign must not come down with it
 
 
 __all__ = ["MAX_SEED", "drawn_per_number"]

@@ -27,7 +27,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     except (OSError, AttributeError):
         return None
     found.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def on_large_pages(tensor: Tensor) -> Tensor:
