@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from tests.training.largest_new import LargestNew
+from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sostenuto.training.touched_rows import Kind, TouchedRowOptimiser
 
@@ -149,21 +147,6 @@ def test_decay_by_frequency_falls_with_the_touches_and_by_touch_does_not() -> No
         assert float(table.detach()[0]) == 1.0
     assert shrink["touch"] == pytest.approx([0.05] * 3, rel=1e-4)
     assert shrink["frequency"] == pytest.approx([0.05, 0.025, 0.05 / 3], rel=1e-4)
-
-
-class LargestNew(TorchDispatchMode):
-    """Remembers the size of the largest tensor that an operation newly allocated."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {a.data_ptr() for a in args if isinstance(a, Tensor) and not a.is_sparse}
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and not out.is_sparse and out.data_ptr() not in known:
-            self.numel = max(self.numel, out.numel())
-        return out
 
 
 @pytest.mark.parametrize("kind", KINDS)
