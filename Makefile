@@ -86,7 +86,7 @@ plain: $(VENV)/.dev  ## operators and contract again, without the compiled twins
 # leaks are not looked for: Python itself keeps memory to its end
 asan: $(VENV)/.dev  ## the compiled twins under the address sanitizer
 	$(BIN)/python -m sostenuto.native.building --into $(VENV)/asan --flags "-fsanitize=address -g -O1"
-	LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 SOSTENUTO_NATIVE=$(VENV)/asan \
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 SOSTENUTO_NATIVE=$(VENV)/asan \
 	  $(BIN)/python -m pytest -q tests/ops/test_native_attention.py tests/ops/test_native_buckets.py tests/ops/test_table_rows.py \
 	    tests/ops/test_row_updates.py
 
