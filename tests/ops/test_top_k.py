@@ -13,8 +13,9 @@ from sostenuto.native.library import available, using
 from sostenuto.ops import top_k
 from sostenuto.ops.native_rows import gather
 from sostenuto.ops.native_top_k import hamming_search, product_search
+from sostenuto.ops.table_rows import spread_rows
 from sostenuto.ops.target_attention import UnitWeights, target_attention
-from sostenuto.ops.top_k import gather_selected, hamming_top_k, inner_product_top_k, pack_signatures, selected
+from sostenuto.ops.top_k import hamming_top_k, inner_product_top_k, pack_signatures, selected
 
 LIBRARIES = available()
 FORMS = {"plain": None, **LIBRARIES}
@@ -199,7 +200,7 @@ def test_gathered_rows_have_a_dense_gradient(name, index, dim, threads):
     torch.set_num_threads(threads)
     try:
         with using(FORMS[name]):
-            found = gather_selected(values, asked)
+            found = spread_rows(values, asked)
             found.backward(upstream)
     finally:
         torch.set_num_threads(before)
@@ -220,7 +221,7 @@ def test_attention_over_all_that_was_found_is_exact_attention(name, pairs, seed)
         exact = target_attention(query, starts, key, ends, key, UnitWeights(*weights))
         found = inner_product_top_k(query, starts, key, ends, 6)  # at least every row
         row_starts, taken = selected(found.positions)
-        mine = gather_selected(key, taken.positions)
+        mine = spread_rows(key, taken.positions)
         searched = target_attention(query, row_starts, mine, taken.offsets, mine, UnitWeights(*weights))
         torch.testing.assert_close(searched, exact, rtol=1e-4, atol=1e-4)
         expected, gradient = (torch.autograd.grad(out.sum(), key)[0] for out in (exact, searched))

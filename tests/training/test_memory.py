@@ -74,7 +74,7 @@ def test_a_trial_step_leaves_no_trace(toy: PreparedData) -> None:
     assert all(torch.equal(value, before[name]) for name, value in ranker.state_dict().items())
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "rowwise_adam", "rowwise_adagrad"])
+@pytest.mark.parametrize("optimiser", ["adam", "rowwise_adam", "adagrad", "rowwise_adagrad"])
 def test_optimiser_state_is_as_planned(toy: PreparedData, optimiser: str) -> None:
     config = config_for("din", table_optimiser=optimiser)
     collator = Collator(toy, config.view)

@@ -5,10 +5,13 @@ import math
 
 import pytest
 import torch
+from tests.training.largest_new import LargestNew
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sostenuto.layers.embedding import Table
+from sostenuto.layers.embedding import ItemEmbedding, Table
+from sostenuto.ops.backend import available, using
+from sostenuto.schema.features import FeatureSpec
 from sostenuto.training.config import TrainingConfig
 from sostenuto.training.optimiser import (
     LAST_SHARE,
@@ -126,3 +129,17 @@ def test_the_learning_rate_warms_up_and_falls_to_its_last_share(schedule: str) -
     assert shares[-1] == pytest.approx(1.0 if schedule == "constant" else LAST_SHARE)
     assert all(a >= b for a, b in itertools.pairwise(shares[5:]))
     assert learning_rate_share(500, 50, config) == shares[-1]
+
+
+@pytest.mark.parametrize("name", ["plain", *available()])
+def test_nothing_in_a_step_is_as_large_as_the_table(name: str) -> None:
+    items = ItemEmbedding(
+        FeatureSpec(num_items=200_000, num_item_rows=200_000), item_dim=4, category_dim=0, field_dim=0, id_dropout=0.3
+    )
+    optimiser = RankerOptimiser(items, TrainingConfig(max_grad_norm=1e-3))
+    index = torch.arange(2, 200_000, 20_000)
+    with using(available().get(name)), LargestNew() as watch:
+        for _ in range(2):  # two passes before the step
+            items(index, index[:, None], {}).square().sum().backward()
+        assert optimiser.step(1.0).touched_rows > 1
+    assert watch.numel <= 2 * 4 * len(index)

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from tests.training.largest_new import LargestNew
+from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sostenuto.training.touched_rows import Kind, TouchedRowOptimiser
 
-KINDS: list[Kind] = ["adam", "rowwise_adam", "rowwise_adagrad"]
+KINDS: list[Kind] = ["adam", "rowwise_adam", "adagrad", "rowwise_adagrad"]
 
 
 def table_of(rows: int, dim: int = 3, seed: int = 0) -> nn.Parameter:
@@ -70,6 +68,33 @@ def test_each_row_equals_plain_adam_on_its_own_gradients(batches: list[list[int]
     torch.testing.assert_close(table.detach(), torch.stack([alone[row].detach() for row in range(6)]))
 
 
+def test_adagrad_follows_its_equation() -> None:
+    table = table_of(4)
+    optimiser = TouchedRowOptimiser({"item": table}, kind="adagrad")
+    plain = nn.Parameter(table.detach().clone())
+    twin = torch.optim.Adagrad([plain], lr=0.1, eps=1e-8)
+    for number, rows in enumerate([[1, 3, 1], [2], [1, 1]]):
+        look_up(table, rows, scale=1.0 + number)
+        assert table.grad is not None
+        plain.grad = table.grad.to_dense()
+        one_step(optimiser)
+        twin.step()
+    torch.testing.assert_close(table, plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_that_add_up_move_rows_as_one_pass_does(kind: Kind) -> None:
+    whole, parts = table_of(12), table_of(12)
+    first, second = TouchedRowOptimiser({"t": whole}, kind=kind), TouchedRowOptimiser({"t": parts}, kind=kind)
+    look_up(whole, [1, 5, 5, 2])
+    one_step(first)
+    F.embedding(torch.tensor([1, 5]), parts, sparse=True).mul(torch.tensor([[1.0], [2.0]])).sum().backward()
+    F.embedding(torch.tensor([5, 2]), parts, sparse=True).mul(torch.tensor([[3.0], [4.0]])).sum().backward()
+    assert one_step(second) == 3
+    torch.testing.assert_close(whole, parts)
+    assert torch.equal(first.state["t"]["touches"], second.state["t"]["touches"])
+
+
 def test_row_wise_adagrad_follows_its_equation() -> None:
     table = table_of(4)
     optimiser = TouchedRowOptimiser({"item": table}, kind="rowwise_adagrad")
@@ -122,21 +147,6 @@ def test_decay_by_frequency_falls_with_the_touches_and_by_touch_does_not() -> No
         assert float(table.detach()[0]) == 1.0
     assert shrink["touch"] == pytest.approx([0.05] * 3, rel=1e-4)
     assert shrink["frequency"] == pytest.approx([0.05, 0.025, 0.05 / 3], rel=1e-4)
-
-
-class LargestNew(TorchDispatchMode):
-    """Remembers the size of the largest tensor that an operation newly allocated."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {a.data_ptr() for a in args if isinstance(a, Tensor) and not a.is_sparse}
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and not out.is_sparse and out.data_ptr() not in known:
-            self.numel = max(self.numel, out.numel())
-        return out
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sostenuto.ops.drawing import MAX_SEED, drawn_per_number
 from sostenuto.ops.jagged import newest_time, row_index
+from sostenuto.ops.large_pages import on_large_pages
 from sostenuto.ops.table_rows import lookup_rows
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import PADDING, UNKNOWN, FeatureSpec, Field
@@ -33,7 +35,7 @@ class Table(nn.Module):
                 f"a table must have at least one row and one column, got {num_rows} rows of width {dim}; "
                 "raise the width, or set it to 0 where 0 leaves the table out"
             )
-        weight = torch.empty(num_rows, dim).normal_(0.0, std)
+        weight = on_large_pages(torch.empty(num_rows, dim)).normal_(0.0, std)
         weight[PADDING] = 0.0
         self.weight = nn.Parameter(weight)
 
@@ -210,8 +212,9 @@ class ItemEmbedding(nn.Module):
         if self.item is not None:
             row = torch.where(item < self.num_item_rows, item, UNKNOWN)
             if self.training and self.id_dropout > 0:
-                dropped = torch.rand(self.num_item_rows, device=item.device) < self.id_dropout
-                row = torch.where(dropped[row] & (row != PADDING), UNKNOWN, row)
+                seed = torch.randint(MAX_SEED, (1,), device=item.device)
+                dropped = drawn_per_number(row, self.id_dropout, seed)
+                row = torch.where(dropped & (row != PADDING), UNKNOWN, row)
             parts.append(self.item(row))
         parts += [table(category[:, level]) for level, table in enumerate(self.levels)]
         if self.fields.out_dim:

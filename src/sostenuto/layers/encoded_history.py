@@ -35,7 +35,7 @@ class EncodedHistory:
         """Return the behaviours at the taken positions."""
         return EncodedHistory(
             offsets=taken.offsets,
-            key=self.key[taken.positions],
+            key=spread_rows(self.key, taken.positions),
             side=None if self.side is None else self.side[taken.positions],
             time_ms=self.time_ms[taken.positions],
             place=self.place[taken.positions],

@@ -16,10 +16,10 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-VERSION = 5  # of the C interface; a library of another version is not used
+VERSION = 6  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/attention.cpp
-_P, _I = ctypes.c_void_p, ctypes.c_int64
+_P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
 class AttentionShape(ctypes.Structure):
@@ -138,6 +138,15 @@ class SearchShape(ctypes.Structure):
     ]
 
 
+class RowUpdate(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("rows", "dim", "count", "threads", "kind", "by_frequency")),
+        *((name, _D) for name in ("learning_rate", "beta1", "beta2", "eps", "decay")),
+    ]
+
+
 _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_attention_pairs": 1,
     "sostenuto_attention_forward": 3,
@@ -153,8 +162,13 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_multiply_add_peak": 2,
     "sostenuto_hamming_top_k": 5,
     "sostenuto_product_top_k": 5,
+    "sostenuto_update_rows": 7,
 }
-_COUNTS = {"sostenuto_attention_pairs", "sostenuto_distinct_rows"}  # these return a number
+_RETURNS = {  # the others return nothing
+    "sostenuto_attention_pairs": _I,
+    "sostenuto_distinct_rows": _I,
+    "sostenuto_update_rows": _I,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +200,9 @@ def _open(processor: str) -> Library | None:
             return None
         for name, arguments in _ENTRIES.items():
             getattr(handle, name).argtypes = [_P] * arguments
-            getattr(handle, name).restype = _I if name in _COUNTS else None
+            getattr(handle, name).restype = _RETURNS.get(name)
+        handle.sostenuto_square_sum.argtypes = [_P, _I]
+        handle.sostenuto_square_sum.restype = _D
     except (OSError, AttributeError):
         return None
     return Library(handle, processor)
@@ -266,6 +282,7 @@ __all__ = [
     "Library",
     "NoLibrary",
     "PeakShape",
+    "RowUpdate",
     "RowsShape",
     "SearchShape",
     "any_library",

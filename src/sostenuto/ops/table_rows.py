@@ -14,7 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sostenuto.native.library import Library, RowsShape, library
+from sostenuto.native.library import Library, RowsShape
+from sostenuto.ops.backend import is_usable, library
+from sostenuto.ops.native_rows import gather
+
+STAMPS_AT_MOST = 1 << 26  # numbers of 4 bytes that tell distinct values apart; beyond it they are sorted
 
 
 def lookup_rows(table: Tensor, index: Tensor, padding: int) -> Tensor:
@@ -23,7 +27,7 @@ def lookup_rows(table: Tensor, index: Tensor, padding: int) -> Tensor:
     The gradient of the table is a sparse tensor over the rows that were looked up; row `padding` gets none.
     """
     twins = library()
-    if twins is not None and table.device.type == "cpu" and table.dtype == torch.float32 and index.numel():
+    if twins is not None and is_usable(table) and index.numel():
         found: Tensor = _Lookup.apply(table, index, padding, twins)  # type: ignore[no-untyped-call]
         return found
     if not torch.is_grad_enabled():
@@ -43,7 +47,7 @@ class Distinct(NamedTuple):
 def distinct_values(index: Tensor, limit: int) -> Distinct:
     """Find the distinct values of (N,) int64 numbers in [0, limit)."""
     twins = library()
-    if twins is not None and index.device.type == "cpu" and index.numel():
+    if twins is not None and index.device.type == "cpu" and index.numel() and limit <= STAMPS_AT_MOST:
         index = index.contiguous()
         _check_range(index, limit)
         values, place = torch.empty_like(index), index.new_empty(index.shape[0], dtype=torch.int32)
@@ -58,36 +62,15 @@ def distinct_values(index: Tensor, limit: int) -> Distinct:
 
 
 def spread_rows(values: Tensor, place: Tensor) -> Tensor:
-    """Return (N, D) rows of (U, D) values for (N,) int64 places in [0, U); the gradient is dense."""
-    twins = library()
-    if twins is not None and values.device.type == "cpu" and values.dtype == torch.float32 and place.numel():
-        found: Tensor = _Spread.apply(values, place, twins)  # type: ignore[no-untyped-call]
+    """Return (N, D) rows of (U, D) values for (N,) int64 places in [0, U); the gradient is dense.
+
+    For what a batch has made: keys of distinct items, or behaviours that a search has found. Most of it is met, so a
+    gradient of the touched rows alone would save nothing, and layers behind the values could not take it.
+    """
+    if is_usable(values) and place.numel():
+        found: Tensor = gather(values, place)
         return found
     return F.embedding(place, values)
-
-
-class _Spread(torch.autograd.Function):
-    """The compiled twin."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, place: Tensor, twins: Library) -> Tensor:
-        place = place.contiguous()
-        _check_range(place, values.shape[0])
-        out = values.new_empty(place.shape[0], values.shape[1])
-        held = values.contiguous()
-        _call(twins, "gather_rows", values.shape[0], out, held, place, out)
-        ctx.save_for_backward(place)
-        ctx.rows, ctx.twins = values.shape[0], twins
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
-        (place,) = ctx.saved_tensors
-        held = d_out.contiguous()
-        sums = held.new_empty(ctx.rows, held.shape[1])
-        _call(ctx.twins, "sum_rows", ctx.rows, held, held, place.int(), sums)
-        return sums, None, None
 
 
 def _check_range(index: Tensor, limit: int) -> None:
@@ -114,19 +97,43 @@ class _Lookup(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, None, None, None]:
         (flat,) = ctx.saved_tensors
-        dim = d_out.shape[-1]
-        values = d_out.reshape(-1, dim).contiguous()
-        distinct = torch.empty_like(flat)
-        place = flat.new_empty(flat.shape[0], dtype=torch.int32)
-        count = _call(ctx.twins, "distinct_rows", ctx.rows, values, flat, distinct, place)
-        sums = values.new_empty(count, dim)
-        _call(ctx.twins, "sum_rows", count, values, values, place, sums)
-        rows = distinct[:count]
+        rows, sums = _sum_compiled(ctx.twins, ctx.rows, flat, d_out.reshape(-1, d_out.shape[-1]).contiguous())
         kept = rows != ctx.padding
         if not bool(kept.all()):
             rows, sums = rows[kept], sums[kept]
-        gradient = torch.sparse_coo_tensor(rows[None], sums, (ctx.rows, dim), check_invariants=False, is_coalesced=True)
-        return gradient, None, None, None
+        return _sparse(rows, sums, ctx.rows), None, None, None
+
+
+def sum_repeated_rows(gradient: Tensor) -> Tensor:
+    """Return a sparse (R, D) gradient with each row once, rows rising; the given one where that holds already.
+
+    The compiled twin sums in the order the rows were given, so any number of threads gives the same bits.
+    """
+    if gradient.is_coalesced():
+        return gradient
+    row, values = gradient._indices()[0], gradient._values()
+    if bool((row[1:] > row[:-1]).all()):  # autograd drops the mark that we set, and merges what rises so that it rises
+        return _sparse(row, values, gradient.shape[0])
+    twins = library()
+    if twins is None or not is_usable(values):
+        return gradient.coalesce()
+    row = row.contiguous()
+    _check_range(row, gradient.shape[0])
+    return _sparse(*_sum_compiled(twins, gradient.shape[0], row, values.contiguous()), gradient.shape[0])
+
+
+def _sum_compiled(twins: Library, num_rows: int, row: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    distinct = torch.empty_like(row)
+    place = row.new_empty(row.shape[0], dtype=torch.int32)
+    count = _call(twins, "distinct_rows", num_rows, values, row, distinct, place)
+    sums = values.new_empty(count, values.shape[1])
+    _call(twins, "sum_rows", count, values, values, place, sums)
+    return distinct[:count], sums
+
+
+def _sparse(row: Tensor, values: Tensor, num_rows: int) -> Tensor:
+    shape = (num_rows, values.shape[1])
+    return torch.sparse_coo_tensor(row[None], values, shape, check_invariants=False, is_coalesced=True)
 
 
 def _call(twins: Library, name: str, rows: int, like: Tensor, *tensors: Tensor) -> int:
@@ -135,4 +142,4 @@ def _call(twins: Library, name: str, rows: int, like: Tensor, *tensors: Tensor) 
     return int(entry(ctypes.byref(shape), *(t.data_ptr() for t in tensors)) or 0)
 
 
-__all__ = ["Distinct", "distinct_values", "lookup_rows", "spread_rows"]
+__all__ = ["Distinct", "distinct_values", "lookup_rows", "spread_rows", "sum_repeated_rows"]

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from sostenuto.ops.backend import is_usable
 from sostenuto.ops.jagged import Taken, lengths_to_offsets
-from sostenuto.ops.native_rows import gather
 from sostenuto.ops.native_top_k import hamming_search, product_search
 
 WORD_BITS = 64
@@ -186,16 +185,4 @@ def selected(positions: Tensor) -> Selected:
     )
 
 
-def gather_selected(values: Tensor, positions: Tensor) -> Tensor:
-    """Return (M, D) rows of (Nh, D) values at (M,) positions; the gradient of the values is dense.
-
-    The jagged counterpart of `lookup_rows`: activations of a batch are met by most of its searches, so a gradient of
-    the touched rows alone would save nothing, and further layers behind the values could not take it.
-    """
-    if is_usable(values) and values.dim() == 2:
-        gathered: Tensor = gather(values, positions)
-        return gathered
-    return values[positions]
-
-
-__all__ = ["Selected", "TopK", "gather_selected", "hamming_top_k", "inner_product_top_k", "pack_signatures", "selected"]
+__all__ = ["Selected", "TopK", "hamming_top_k", "inner_product_top_k", "pack_signatures", "selected"]

@@ -31,7 +31,7 @@ class TrainingConfig:
 
     learning_rate: float = 2e-3  # AdamW on everything that is not a table
     table_learning_rate: float = 2e-3  # touched-row optimiser on embedding tables
-    table_optimiser: Literal["adam", "rowwise_adam", "rowwise_adagrad"] = "adam"
+    table_optimiser: Literal["adam", "rowwise_adam", "adagrad", "rowwise_adagrad"] = "adam"  # see touched_rows.py
     adam_betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2  # decoupled, on dense matrices only, never on biases and scales
     table_decay: float = 0.3  # decoupled, on touched rows only; see touched_rows.py

@@ -32,6 +32,7 @@ from sostenuto.training.config import RunConfig, TrainingConfig
 from sostenuto.training.loop import accumulate
 from sostenuto.training.losses import Objective
 from sostenuto.training.optimiser import dense_parameters, table_parameters
+from sostenuto.training.touched_rows import state_bytes_per_row
 
 Array = npt.NDArray[Any]
 
@@ -380,13 +381,11 @@ def scoring_bytes(ranker: Any, batch: RequestBatch) -> int:
 def optimiser_bytes(ranker: nn.Module, config: TrainingConfig) -> int:
     """Return the bytes of optimiser state that training will hold, before any of it is made."""
     dense = sum(2 * p.nbytes for p in dense_parameters(ranker).values())
-    tables = 0
-    for p in table_parameters(ranker).values():
-        per_row = p.shape[0] * p.element_size()
-        tables += p.shape[0] * 4  # touches
-        tables += {"adam": 2 * p.nbytes, "rowwise_adam": p.nbytes + per_row, "rowwise_adagrad": per_row}[
-            config.table_optimiser
-        ]
+    kind = config.table_optimiser
+    tables = sum(
+        p.shape[0] * state_bytes_per_row(kind, p.shape[1], number_bytes=p.element_size())
+        for p in table_parameters(ranker).values()
+    )
     return dense + tables
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.embedding import Table
+from sostenuto.ops.row_updates import square_sum
 from sostenuto.training.config import TrainingConfig
 from sostenuto.training.touched_rows import TouchedRowOptimiser
 
@@ -100,12 +101,13 @@ class RankerOptimiser:
 
     def _clip(self) -> float:
         """Return the norm of all gradients; scale them down to `max_grad_norm` when it is larger."""
-        gradients = [p.grad for p in self.dense.values() if p.grad is not None]
-        gradients += [gradient for _, _, gradient in self.tables.gradients()]
+        dense = [p.grad for p in self.dense.values() if p.grad is not None]
+        rows = [gradient for _, _, gradient in self.tables.gradients()]
+        gradients = dense + rows
         if not gradients:
             return 0.0
-        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
-        norm = float(torch.linalg.vector_norm(norms.double()))
+        squares = [torch.linalg.vector_norm(gradient).double().square() for gradient in dense]
+        norm = math.sqrt(torch.stack(squares + [square_sum(gradient) for gradient in rows]).sum())
         if norm > self.config.max_grad_norm and math.isfinite(norm):
             torch._foreach_mul_(gradients, self.config.max_grad_norm / norm)
         return norm

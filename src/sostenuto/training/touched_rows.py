@@ -14,26 +14,32 @@ touched rows only. `decay_by="frequency"` divides it by k, the number of steps t
 are held back, frequent ones are free. This is DIN's mini-batch aware regularisation (Zhou et al. 2018: lambda *
 alpha_mj / n_j * w_j) with two differences: n_j counts batches so far, not samples of the whole training set, so no
 pass over the data is needed; and it is decoupled, because Adam would normalise a coupled term away.
+
+State of a row of D float32 weights; every kind counts its touches in 4 bytes:
+
+    kind               keeps                                                      bytes          D = 16
+    adam               both moments of every weight                               8 D + 4        132
+    rowwise_adam       first moments, one second moment: of the mean square       4 D + 8         72
+    adagrad            one sum of squares per weight, no momentum                 4 D + 4         68
+    rowwise_adagrad    one sum of mean squares, no momentum                       8                8
+
+Adagrad's root holds all squares since the first touch, so its steps only shrink; there is no bias to correct, and the
+first step of a row moves each of its weights by the learning rate (row-wise: by that on average), as Adam's does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["adam", "rowwise_adam", "rowwise_adagrad"]
-DecayBy = Literal["touch", "frequency"]
+from sostenuto.ops.row_updates import DecayBy, Kind, UpdateRule, new_state, state_bytes_per_row, update_rows
+from sostenuto.ops.table_rows import sum_repeated_rows
 
 
 class TouchedRowOptimiser:
-    """Adam, row-wise Adam or row-wise Adagrad on the touched rows of tables.
-
-    `adam` keeps two moments per weight. `rowwise_adam` keeps the first moment per weight and one second moment per
-    row (the mean square of the row's gradient). `rowwise_adagrad` keeps one sum of mean squares per row, no momentum.
-    """
+    """Adam or Adagrad on the touched rows of tables, each with a form that keeps one number per row where it can."""
 
     def __init__(
         self,
@@ -46,27 +52,14 @@ class TouchedRowOptimiser:
         decay_by: DecayBy = "frequency",
     ) -> None:
         self.tables = dict(tables)
-        self.kind: Kind = kind
-        self.betas = betas
-        self.eps = eps
-        self.decay = decay
-        self.decay_by: DecayBy = decay_by
-        self.state: dict[str, dict[str, Tensor]] = {name: self._new_state(p) for name, p in self.tables.items()}
-
-    def _new_state(self, table: nn.Parameter) -> dict[str, Tensor]:
-        rows = table.shape[0]
-        per_row = torch.zeros(rows, 1, dtype=table.dtype, device=table.device)
-        state = {"touches": torch.zeros(rows, dtype=torch.int32, device=table.device)}
-        if self.kind == "rowwise_adagrad":
-            return state | {"square_sum": per_row}
-        square = torch.zeros_like(table) if self.kind == "adam" else per_row
-        return state | {"first": torch.zeros_like(table), "second": square}
+        self.rule = UpdateRule(kind=kind, betas=betas, eps=eps, decay=decay, decay_by=decay_by)
+        self.state: dict[str, dict[str, Tensor]] = {name: new_state(p, kind) for name, p in self.tables.items()}
 
     def coalesce(self) -> None:
         """Sum repeated rows of every gradient, so that each touched row stands once. `step` needs it."""
         for table in self.tables.values():
             if table.grad is not None and table.grad.is_sparse:
-                table.grad = table.grad.coalesce()
+                table.grad = sum_repeated_rows(table.grad)
 
     def gradients(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yield (table name, touched rows (n,), gradient of them (n, D)) of coalesced gradients."""
@@ -84,33 +77,10 @@ class TouchedRowOptimiser:
         for name, rows, gradient in self.gradients():
             touched += len(rows)
             if len(rows):
-                self._update(self.tables[name], self.state[name], rows, gradient, learning_rate)
+                update_rows(
+                    self.tables[name], self.state[name], rows, gradient, rule=self.rule, learning_rate=learning_rate
+                )
         return touched
-
-    def _update(
-        self, table: nn.Parameter, state: dict[str, Tensor], rows: Tensor, gradient: Tensor, learning_rate: float
-    ) -> None:
-        touches = state["touches"].index_select(0, rows) + 1
-        state["touches"].index_copy_(0, rows, touches)
-        count = touches.to(table.dtype).unsqueeze(1)  # (n, 1): the row's own clock
-        weight = table.index_select(0, rows)
-        if self.decay:
-            share = learning_rate * self.decay
-            weight.mul_(1.0 - share / count if self.decay_by == "frequency" else 1.0 - share)
-        if self.kind == "rowwise_adagrad":
-            square_sum = state["square_sum"].index_select(0, rows) + gradient.square().mean(1, keepdim=True)
-            state["square_sum"].index_copy_(0, rows, square_sum)
-            change = gradient / (square_sum.sqrt() + self.eps)
-        else:
-            beta1, beta2 = self.betas
-            square = gradient.square() if self.kind == "adam" else gradient.square().mean(1, keepdim=True)
-            first = state["first"].index_select(0, rows).lerp_(gradient, 1.0 - beta1)
-            second = state["second"].index_select(0, rows).lerp_(square, 1.0 - beta2)
-            state["first"].index_copy_(0, rows, first)
-            state["second"].index_copy_(0, rows, second)
-            corrected = (second / (1.0 - beta2**count)).sqrt_().add_(self.eps)
-            change = first / (1.0 - beta1**count) / corrected
-        table.index_copy_(0, rows, weight.sub_(change, alpha=learning_rate))
 
     def zero_grad(self) -> None:
         """Drop all gradients of the tables."""
@@ -131,4 +101,4 @@ class TouchedRowOptimiser:
         return sum(value.nbytes for value in self.tensors().values())
 
 
-__all__ = ["DecayBy", "Kind", "TouchedRowOptimiser"]
+__all__ = ["DecayBy", "Kind", "TouchedRowOptimiser", "state_bytes_per_row"]

@@ -113,6 +113,21 @@ struct SearchShape {
   const int64_t* key_offsets;    // (B + 1,); the last is below 2 ** 31
 };
 
+// A step of an optimiser on some rows of a table; letters as in ops/row_updates.py.
+struct RowUpdate {
+  int64_t rows;          // R, of the table
+  int64_t dim;           // D
+  int64_t count;         // n, rows of the step
+  int64_t threads;
+  int64_t kind;          // 0 Adam, 1 row-wise Adam, 2 Adagrad, 3 row-wise Adagrad
+  int64_t by_frequency;  // is decay divided by the row's own count
+  double learning_rate;
+  double beta1;
+  double beta2;
+  double eps;
+  double decay;
+};
+
 #define SOSTENUTO_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -151,4 +166,10 @@ SOSTENUTO_EXPORT void sostenuto_hamming_top_k(const SearchShape*, const int64_t*
 // query (Nc, width) and key (Nh, width); positions and products (Nc, k) are written, -1 and -inf where a row is short.
 SOSTENUTO_EXPORT void sostenuto_product_top_k(const SearchShape*, const float* query, const float* key,
                                               int64_t* positions, float* products);
+// row (n,) must rise inside [0, R), else nothing is done and 1 comes back; gradient (n, D). Changed in place: table
+// (R, D), first (R, D) or null, second (R, D) or (R,) as the kind has it, touches (R,).
+SOSTENUTO_EXPORT int64_t sostenuto_update_rows(const RowUpdate*, const int64_t* row, const float* gradient, float* table,
+                                               float* first, float* second, int32_t* touches);
+// values (N,); the return value is the sum of their squares.
+SOSTENUTO_EXPORT double sostenuto_square_sum(const float* values, int64_t count);
 }

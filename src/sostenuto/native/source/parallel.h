@@ -32,3 +32,11 @@ inline void in_parts(const std::vector<int64_t>& costs, int64_t threads, const W
   work(bounds[0], bounds[1]);
   for (auto& other : others) other.join();
 }
+
+// Call work(first, last) on about equal parts of 0 .. items, one thread each.
+template <typename Work>
+inline void in_even_parts(int64_t items, int64_t threads, const Work& work) {
+  const int64_t parts = std::max<int64_t>(1, std::min(items, threads));
+  in_parts(std::vector<int64_t>(parts, 1), parts,
+           [&](int64_t first, int64_t last) { work(items * first / parts, items * last / parts); });
+}
