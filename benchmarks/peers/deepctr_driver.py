@@ -64,8 +64,7 @@ def train(given: Given) -> tuple[dict[str, Any], Any]:
 
     def batches(**wanted: Any) -> Window:
         prepared.append(time.perf_counter() - started)  # `fit` has joined the columns
-        plan = {"warmup": given.warmup, "seconds": given.seconds, "steps": given.steps}
-        windows.append(Window(DataLoader(**wanted), batch_samples=given.batch, **plan))
+        windows.append(Window(DataLoader(**wanted), given, batch_samples=given.batch))
         return windows[-1]
 
     started = time.perf_counter()

@@ -141,8 +141,7 @@ def train(given: Given, described: Any) -> tuple[dict[str, Any], Any]:
     model = build(given, described)
     started = time.perf_counter()
     batches = loader(given, described, "train", shuffle=True)
-    plan = {"warmup": given.warmup, "seconds": given.seconds, "steps": given.steps}
-    window = Window(batches, batch_samples=given.batch, **plan)
+    window = Window(batches, given, batch_samples=given.batch)
     facts = {"prepare_s": converted(given) + time.perf_counter() - started} | held(batches)
     train_epoch(model, window)
     return window.result() | {"peak_mb": peak_mb()} | facts, model

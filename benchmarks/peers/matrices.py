@@ -66,7 +66,7 @@ def candidate_rows(data: Path, shape: str, count: int) -> dict[str, Any]:
     item = np.asarray(flat["item"][:count], np.int32)
     if len(item) < count:
         raise ValueError(f"candidates must be at most the {len(item)} test samples, got {count}; ask for fewer")
-    seen = {"user": np.int32(user), "length": np.int32(len(history)), "label": np.int8(0)}
+    seen: dict[str, Any] = {"user": np.int32(user), "length": np.int32(len(history)), "label": np.int8(0)}
     rows = {name: np.broadcast_to(value, (count,)) for name, value in seen.items()}
     rows |= {"item": item, "category": category[item]}
     wide = {"hist_item": np.asarray(history), "hist_category": category[history]}
@@ -75,4 +75,4 @@ def candidate_rows(data: Path, shape: str, count: int) -> dict[str, Any]:
 
 def size_of(made: dict[str, Any]) -> float:
     """Return the bytes of one sample."""
-    return sum(column.nbytes for column in made.values()) / len(made["label"])
+    return float(sum(column.nbytes for column in made.values()) / len(made["label"]))

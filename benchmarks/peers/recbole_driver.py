@@ -131,7 +131,7 @@ def probabilities(model: Any, batches: Iterable[Any]) -> tuple[Any, Any]:
 def bytes_of(loader: Any) -> float:
     """Return the bytes of one sample in its loader."""
     columns = loader.dataset.inter_feat.interaction.values()
-    return sum(column.nbytes for column in columns) / len(loader.dataset)
+    return float(sum(column.nbytes for column in columns) / len(loader.dataset))
 
 
 def train(given: Given) -> tuple[dict[str, Any], Any]:
@@ -140,8 +140,7 @@ def train(given: Given) -> tuple[dict[str, Any], Any]:
     count = write_all(given, train=window_samples(given), test=test)
     written = time.perf_counter() - started
     trainer, batches, _ = prepare(given)
-    plan = {"warmup": given.warmup, "seconds": given.seconds, "steps": given.steps}
-    window = Window(batches, batch_samples=given.batch, **plan)
+    window = Window(batches, given, batch_samples=given.batch)
     prepared = time.perf_counter() - started
     trainer._train_epoch(window, 0)
     facts = {"peak_mb": peak_mb(), "prepare_s": prepared, "write_s": written, "prepared_samples": count}

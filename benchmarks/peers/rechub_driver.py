@@ -5,7 +5,8 @@
 `train` measures samples/s and peak memory over as many samples as the window can use up; `quality` trains one epoch on
 all of them and scores the test samples; `score` ranks candidates of one user, the history copied into every row. The
 last line of the output is JSON. Everything is as the package has it: one activation unit for each field, batch
-normalisation in unit and tower, Dice in the tower, no mask but the zero row of the padding, a constant feature because it wants one more, no clipping of gradients.
+normalisation in unit and tower, Dice in the tower, no mask but the zero row of the padding, a constant feature because
+it wants one beside target and history, no clipping of gradients.
 """
 
 from __future__ import annotations
@@ -64,8 +65,7 @@ def train(given: Given) -> tuple[dict[str, Any], Any]:
     trainer = build(given)
     started = time.perf_counter()
     made = matrices(given.data, "train", given.shape, samples=window_samples(given))
-    plan = {"warmup": given.warmup, "seconds": given.seconds, "steps": given.steps}
-    window = Window(batches(made, given.batch, train=True), batch_samples=given.batch, **plan)
+    window = Window(batches(made, given.batch, train=True), given, batch_samples=given.batch)
     prepared = time.perf_counter() - started
     trainer.train_one_epoch(window)
     facts = {"prepare_s": prepared, "prepared_samples": len(made["label"]), "bytes_per_sample": size_of(made)}

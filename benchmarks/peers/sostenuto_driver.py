@@ -41,7 +41,7 @@ class Slices:
 
     def __init__(self, data: Path, split: str, shape: str, *, batch: int, seed: int | None) -> None:
         self.columns = read_set(data, split, shape)
-        self.candidates = self.columns["item"].shape[1]
+        self.candidates = int(self.columns["item"].shape[1])
         self.requests = max(batch // self.candidates, 1)
         self.history = np.load(data / "history_item.npy", mmap_mode="r")
         self.starts = np.load(data / "history_offsets.npy")[:-1]
@@ -178,8 +178,7 @@ def train(given: Given) -> tuple[dict[str, Any], Any]:
     model = build(given)
     started = time.perf_counter()
     batches = Slices(given.data, "train", given.shape, batch=given.batch, seed=given.seed)
-    plan = {"warmup": given.warmup, "seconds": given.seconds, "steps": given.steps}
-    window = Window(batches, batch_samples=batches.requests * batches.candidates, **plan)
+    window = Window(batches, given, batch_samples=batches.requests * batches.candidates)
     facts = {"prepare_s": time.perf_counter() - started} | batches.held()
     train_epoch(given, model, window)
     return window.result() | {"peak_mb": peak_mb()} | facts, model
