@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matrices import manifest_of
 from measuring import Window, auc, flat_set, logloss, peak_mb, print_result, timed_calls
 from settings import (
     ATTENTION_UNITS,
-    BATCH,
     EMBEDDING,
     GRADIENT_NORM,
     SHORT,
@@ -32,22 +32,18 @@ from settings import (
     parse,
 )
 
+LOADER = "model_zoo.LongCTR.longctr_dataloader"
 SETS = [("train", "single"), ("train", "shared"), ("test", "single"), ("test", "shared")]
 
 
-def manifest_of(data: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
-    return found
-
-
-def convert(data: Path) -> float:
-    """Write users, items and samples as the LongCTR loader wants them; return the seconds it took."""
+def convert(data: Path) -> dict[str, float]:
+    """Write users, items and samples as the LongCTR loader wants them; return and keep the seconds each took."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    started = time.perf_counter()
     folder = data / "fuxictr"
     folder.mkdir(exist_ok=True)
+    began = time.perf_counter()
     offsets = np.load(data / "history_offsets.npy")
     history = np.load(data / "history_item.npy", mmap_mode="r")
     sequences = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.asarray(history)))
@@ -55,14 +51,23 @@ def convert(data: Path) -> float:
     category = np.load(data / "item_category.npy")
     item = np.arange(len(category))
     pq.write_table(pa.table({"item_index": item, "item": item, "category": category}), folder / "items.parquet")
+    seconds = {"histories": time.perf_counter() - began}
     for split, shape in SETS:
+        began = time.perf_counter()
         columns = flat_set(data, split, shape)
         # integers only: one float column would turn the loader's whole matrix, ids included, into floats
         named = {"label": "label", "user_index": "user", "item_index": "item", "seq_len": "prefix"}
         table = {there: np.asarray(columns[here], np.int64) for there, here in named.items()}
         pq.write_table(pa.table(table), folder / f"{split}_{shape}.parquet")
-    (folder / "done").touch()
-    return time.perf_counter() - started
+        seconds[f"{split}_{shape}"] = time.perf_counter() - began
+    (folder / "converted.json").write_text(json.dumps(seconds), encoding="utf-8")  # last: a folder with it is whole
+    return seconds
+
+
+def converted(given: Given) -> float:
+    """Return the seconds that it took to convert what this run trains on."""
+    seconds = json.loads((given.data / "fuxictr" / "converted.json").read_text(encoding="utf-8"))
+    return float(seconds["histories"] + seconds[f"train_{given.shape}"])
 
 
 def feature_map(data: Path) -> Any:
@@ -86,15 +91,15 @@ def feature_map(data: Path) -> Any:
     return described
 
 
-def loader(given: Given, described: Any, split: str, *, shuffle: bool, batch: int = BATCH) -> Any:
-    module = importlib.import_module("model_zoo.LongCTR.longctr_dataloader")
+def loader(given: Given, described: Any, split: str, *, shuffle: bool) -> Any:
+    module = importlib.import_module(LOADER)
     folder = given.data / "fuxictr"
     return module.LongCTRDataLoader(
         described,
         str(folder / f"{split}_{given.shape}.parquet"),
         str(folder / "users.parquet"),
         str(folder / "items.parquet"),
-        batch_size=batch,
+        batch_size=given.batch,
         shuffle=shuffle,
         num_workers=0,
         max_len=manifest_of(given.data)["length"],
@@ -133,23 +138,34 @@ def train_epoch(model: Any, batches: Any) -> None:
 
 
 def train(given: Given, described: Any) -> tuple[dict[str, Any], Any]:
+    model = build(given, described)
     started = time.perf_counter()
     batches = loader(given, described, "train", shuffle=True)
-    model = build(given, described)
-    window = Window(batches, batch_samples=BATCH, warmup=given.warmup, seconds=given.seconds, steps=given.steps)
-    prepared = time.perf_counter() - started
+    window = Window(batches, given, batch_samples=given.batch)
+    facts = {"prepare_s": converted(given) + time.perf_counter() - started} | held(batches)
     train_epoch(model, window)
-    return window.result() | {"peak_mb": peak_mb(), "prepare_s": prepared}, model
+    return window.result() | {"peak_mb": peak_mb()} | facts, model
+
+
+def held(batches: Any) -> dict[str, float]:
+    """Return the number of samples in a loader, and the bytes of one, its share of the histories included."""
+    histories = batches.collate_fn.user_info
+    count = len(batches.dataset)
+    total = batches.dataset.darray.nbytes + sum(history.nbytes for history in histories)
+    return {"prepared_samples": count, "bytes_per_sample": total / count}
 
 
 def quality(given: Given, described: Any) -> tuple[dict[str, Any], Any]:
     model = build(given, described)
     started = time.perf_counter()
-    train_epoch(model, loader(given, described, "train", shuffle=True))
-    seconds = time.perf_counter() - started
+    batches = loader(given, described, "train", shuffle=True)
+    facts = {"prepare_s": converted(given) + time.perf_counter() - started} | held(batches)
+    started = time.perf_counter()
+    train_epoch(model, batches)
+    facts |= {"epoch_s": time.perf_counter() - started, "peak_mb": peak_mb()}
     probability = model.predict(loader(given, described, "test", shuffle=False))
     label = flat_set(given.data, "test", given.shape)["label"]
-    return {"auc": auc(label, probability), "logloss": logloss(label, probability), "epoch_s": seconds}, model
+    return facts | {"auc": auc(label, probability), "logloss": logloss(label, probability)}, model
 
 
 def score(given: Given, described: Any) -> tuple[dict[str, Any], Any]:
@@ -178,11 +194,12 @@ def main() -> None:
     given = parse(__doc__, tasks=("convert", "train", "quality", "score"))
     versions = {name: importlib.metadata.version(name) for name in ("fuxictr", "torch", "numpy", "pandas")}
     if given.task == "convert":
-        print_result({"convert_s": convert(given.data)}, system="FuxiCTR", versions=versions, tower_in=0)
+        print_result({"convert_s": sum(convert(given.data).values())}, system="FuxiCTR", versions=versions, tower_in=0)
         return
     import torch
 
     torch.set_num_threads(given.threads)
+    importlib.import_module(LOADER)  # before the clock starts
     tasks = {"train": train, "quality": quality, "score": score}
     numbers, model = tasks[given.task](given, feature_map(given.data))
     first = next(module for module in model.dnn.modules() if isinstance(module, torch.nn.Linear))

@@ -1,4 +1,4 @@
-"""What both drivers measure with, so that it is measured the same way. Needs numpy only: it runs in the peer's venv."""
+"""What all drivers measure with, so that it is measured the same way. Needs numpy only: it runs in a peer's venv."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+from settings import Given
 
-Batch = TypeVar("Batch")
-Array = Any  # numpy.typing would tie the peer's venv to one version of numpy
+Array = Any  # numpy.typing would tie a peer's venv to one version of numpy
 
 
 class Window:
@@ -27,19 +27,17 @@ class Window:
     an epoch is left out when it may be short.
     """
 
-    def __init__(
-        self, batches: Iterable[Batch], *, batch_samples: int, warmup: int, seconds: float, steps: int
-    ) -> None:
+    def __init__(self, batches: Iterable[Any], given: Given, *, batch_samples: int) -> None:
         self.batches = batches
         self.batch_samples = batch_samples
-        self.warmup, self.seconds, self.steps = warmup, seconds, steps
+        self.warmup, self.seconds, self.steps = given.warmup, given.seconds, given.steps
         self.wall: list[float] = []
         self.cpu: list[float] = []
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         while True:  # a short epoch is repeated
             for batch in itertools.islice(self.batches, max(len(self) - 1, 1)):
                 self.wall.append(time.perf_counter())

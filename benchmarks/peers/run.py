@@ -1,76 +1,91 @@
-"""Sostenuto against FuxiCTR in alternation: medians, ratios, a markdown table and JSON.
+"""Sostenuto against other packages in alternation: medians, ratios, a markdown table for each task, and JSON.
 
-    python benchmarks/peers/run.py --peer-python PEERS/fuxictr-venv/bin/python --data PEERS/data --out PEERS/results
+    python benchmarks/peers/run.py --peer fuxictr=PEERS/fuxictr-venv/bin/python \\
+        --peer deepctr=PEERS/deepctr-venv/bin/python --data PEERS/data --out PEERS/results
 
 Run it with the Python that has sostenuto. Every measurement is a process of its own, and the systems take turns
-(A B A B ...); who comes first changes every round. Data that are missing are made first. Ratios are taken inside a
-round, and their median is printed with the least and the largest. A measurement that fails is said so and left out.
+(A B C A B C ...); the order is turned round every round. Data that are missing are made first. Ratios are taken inside
+a round, and their median is printed with the least and the largest. A measurement that takes more time or memory than
+allowed is ended, said so in its table, and not tried again in later rounds; one that fails is said so and left out.
 
-Tasks: `train` (samples/s and peak memory), `score` (candidates of one user), `quality` (AUC after one epoch on `easy`
-data, one seed a round).
+Tasks: `train` (samples/s, peak memory, preparation), `score` (candidates of one user), `quality` (AUC and logloss after
+one epoch on `easy` data, one seed a round).
+
+A run that was stopped goes on where it was: results of the same settings in `runs.jsonl` are not measured again, those
+of measurements that failed are. To measure anew, say after a change of the code, name another folder with --out.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
-import platform
-import statistics
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from plan import PEERS, QUALITY_RATE, Cell, System, cells, systems_of
 from synthetic import make, sizes_of
+from tables import MEASURES, Result, Rounds, headline, report
 
 HERE = Path(__file__).parent
-OURS, PLAIN, PEER = "Sostenuto", "Sostenuto, torch only", "FuxiCTR"
-QUALITY_RATE = 5e-3  # learning rate: 160,000 samples are few steps
-LIMIT_S = 3_600  # a measurement that takes longer has failed
+LOOK_S = 0.2  # between two looks at a measurement's memory
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """One row of a table."""
-
-    task: str
-    model: str
-    length: int
-    shape: str  # single: 1 candidate a request; shared: 20 candidates share a history
-
-    @property
-    def kind(self) -> str:
-        return "easy" if self.task == "quality" else "plain"
-
-
-def cells(given: argparse.Namespace) -> Iterator[Cell]:
-    """Yield what was asked for; one shape is enough to score one user or to compare AUC."""
-    for task, model, length, shape in itertools.product(given.tasks, given.models, given.lengths, given.shapes):
-        if task == "train" or shape == given.shapes[0]:
-            yield Cell(task=task, model=model, length=length, shape=shape)
-
-
-def run(python: str, arguments: Sequence[str], *, threads: int) -> dict[str, Any]:
-    """Run a driver and return the JSON of its last line, or what went wrong."""
-    load = os.getloadavg()[0]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    started = time.perf_counter()
+def peak_bytes(process: int) -> int:
+    """Return the peak resident memory of a process so far; 0 where the system has no /proc."""
     try:
-        done = subprocess.run(
-            [python, *arguments], env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"took more than {LIMIT_S} s"}
-    facts = {"load_1min": round(load, 2), "process_s": round(time.perf_counter() - started, 2)}
-    if done.returncode:
-        told = done.stderr.strip().splitlines() or ["no message"]
-        return facts | {"error": f"exit {done.returncode}: {told[-1][:200]}"}
-    return facts | json.loads(done.stdout.strip().splitlines()[-1])
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no /proc, or the process has just ended
+        return 0
+    peak = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(peak[0]) * 1024 if peak else 0
+
+
+def watch(process: subprocess.Popen[str], *, limit_s: float, memory_gb: float) -> str:
+    """Wait for the end of a process, or end it; return why it was ended, nothing if it was not."""
+    started = time.monotonic()
+    try:
+        while True:
+            try:
+                process.wait(LOOK_S)
+                return ""
+            except subprocess.TimeoutExpired:
+                if time.monotonic() - started > limit_s:
+                    return f"over {limit_s:,.0f} s"
+                if peak_bytes(process.pid) > memory_gb * 1e9:
+                    return f"over {memory_gb:g} GB"
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def run(system: System, arguments: Sequence[str], *, given: argparse.Namespace) -> Result:
+    """Run a driver and return the JSON of its last line, or what went wrong: `ended` by a limit, or `error`."""
+    load = os.getloadavg()[0]
+    environment = os.environ | {name: str(given.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
+        command = [system.python, str(HERE / system.driver), *arguments, *system.more]
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=err, text=True)
+        ended = watch(process, limit_s=given.limit_s, memory_gb=given.memory_gb)
+        facts: Result = {"load_1min": round(load, 2), "process_s": round(time.perf_counter() - started, 2)}
+        if ended:
+            return facts | {"ended": ended}
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            told = err.read().strip().splitlines() or ["no message"]
+            return facts | {"error": f"{system.title}: exit {process.returncode}: {told[-1][:200]}"}
+        found: Result = json.loads(out.read().strip().splitlines()[-1])
+        return facts | found
 
 
 class Bench:
@@ -78,10 +93,32 @@ class Bench:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
+        self.systems = systems_of(given)
         self.out: Path = given.out
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "runs.jsonl").unlink(missing_ok=True)
-        self.systems = [OURS, *([PLAIN] if given.plain else []), PEER]
+        self.lines = self.out / "runs.jsonl"
+        self.known = dict(self.read())
+
+    def read(self) -> Iterator[tuple[str, Result]]:
+        """Yield what an earlier run has measured; the last line may be torn."""
+        if not self.lines.is_file():
+            return
+        for line in self.lines.read_text(encoding="utf-8").splitlines():
+            try:
+                found = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if "error" not in found["result"]:
+                yield json.dumps(found["of"], sort_keys=True), found["result"]
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """Return what a result depends on beside cell, round and system."""
+        given = self.given
+        names = ["threads", "users", "train", "limit_s", "memory_gb"]
+        names += [] if cell.task == "quality" else ["seconds"]
+        names += ["steps"] if cell.task == "train" else []
+        names += ["signatures"] if cell.model == "sdim" else []
+        return {name: getattr(given, name) for name in names}
 
     def data(self, cell: Cell) -> Path:
         """Return the folder of a cell's data, made and converted when it is not there."""
@@ -89,189 +126,98 @@ class Bench:
         folder: Path = given.data / f"{cell.kind}-{cell.length}-{given.users}-{given.train}"
         if not (folder / "manifest.json").is_file():
             print(f"making {folder.name}", file=sys.stderr)
-            make(
-                folder,
-                sizes_of(cell.kind, cell.length, users=given.users, train=given.train, test=given.train // 4, seed=0),
-            )
-        if not (folder / "fuxictr" / "done").is_file():
-            self.driver(PEER, ["convert", str(folder)])
+            sizes = {"users": given.users, "train": given.train, "test": given.train // 4, "seed": 0}
+            make(folder, sizes_of(cell.kind, cell.length, **sizes))
+        for system in self.systems:
+            if system.driver == "fuxictr_driver.py" and not (folder / "fuxictr" / "converted.json").is_file():
+                run(system, ["convert", str(folder)], given=given)
         return folder
 
-    def driver(self, system: str, arguments: list[str]) -> dict[str, Any]:
-        python = self.given.peer_python if system == PEER else sys.executable
-        file = "fuxictr_driver.py" if system == PEER else "sostenuto_driver.py"
-        backend = ["--backend", "plain"] if system == PLAIN else []
-        return run(str(python), [str(HERE / file), *arguments, *backend], threads=self.given.threads)
+    def driver(self, cell: Cell, system: System, number: int) -> Result:
+        """Run one driver for one round."""
+        given = self.given
+        arguments = [cell.task, str(self.data(cell)), "--model", cell.model, "--shape", cell.shape]
+        arguments += ["--threads", str(given.threads), "--seed", str(number), "--batch", str(cell.batch)]
+        arguments += ["--seconds", str(given.seconds), "--steps", str(given.steps)]
+        arguments += ["--signatures", str(given.signatures)]
+        arguments += ["--candidates", str(cell.candidates)] if cell.candidates else []
+        arguments += ["--learning-rate", str(QUALITY_RATE)] if cell.task == "quality" else []
+        return run(system, arguments, given=given)
 
-    def measure(self, cell: Cell) -> list[dict[str, dict[str, Any]]]:
-        """Return the results of every round by system."""
-        given, folder = self.given, str(self.data(cell))
-        rounds: list[dict[str, dict[str, Any]]] = []
-        for number in range(given.rounds):
-            arguments = [cell.task, folder, "--model", cell.model, "--shape", cell.shape]
-            arguments += ["--signatures", str(given.signatures), "--threads", str(given.threads)]
-            arguments += ["--seed", str(number), "--seconds", str(given.seconds), "--steps", str(given.steps)]
-            arguments += ["--candidates", str(given.candidates)]
-            if cell.task == "quality":
-                arguments += ["--learning-rate", str(QUALITY_RATE)]
-            found: dict[str, dict[str, Any]] = {}
-            for system in self.systems if number % 2 == 0 else reversed(self.systems):
-                found[system] = self.driver(system, arguments)
-                with (self.out / "runs.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(cell) | {"round": number, "of": system} | found[system]) + "\n")
-                shown = found[system].get("error") or headline(cell.task, found[system])
-                print(f"{cell.task} {cell.model} L={cell.length} {cell.shape} {system}: {shown}", file=sys.stderr)
+    def measure(self, cell: Cell) -> Rounds:
+        """Return the results of every round by system; what is known already is not run again."""
+        rounds: Rounds = []
+        able = [system for system in self.systems if cell.model in system.models]
+        for number in range(self.given.rounds):
+            found: dict[str, Result] = {}
+            for system in able if number % 2 == 0 else reversed(able):
+                before = rounds[-1][system.title] if rounds else {}
+                of = {"cell": asdict(cell), "batch": cell.batch, "round": number, "system": system.title}
+                of |= {"settings": self.settings(cell)}
+                key = json.dumps(of, sort_keys=True)
+                if key in self.known:
+                    result, how = self.known[key], "known: "
+                elif "ended" in before:
+                    result, how = before, "not tried again: "
+                else:
+                    result, how = self.driver(cell, system, number), ""
+                    self.keep(of, result)
+                found[system.title] = result
+                print(f"{cell}, round {number}, {system.title}: {how}{headline(cell.task, result)}", file=sys.stderr)
             rounds.append(found)
         return rounds
 
-
-def headline(task: str, result: dict[str, Any]) -> str:
-    name = {"train": "samples_per_s", "score": "median_ms", "quality": "auc"}[task]
-    return f"{name} {result[name]:.4g}"
-
-
-def numbers(rounds: list[dict[str, dict[str, Any]]], system: str, read: Callable[[Any], float]) -> list[float]:
-    """Return one number of every round in which all systems gave a result."""
-    whole = [found for found in rounds if not any("error" in result for result in found.values())]
-    return [read(found[system]) for found in whole]
+    def keep(self, of: dict[str, Any], result: Result) -> None:
+        """Add a line; after a torn one it starts anew."""
+        torn = self.lines.is_file() and not self.lines.read_bytes().endswith(b"\n")
+        with self.lines.open("a", encoding="utf-8") as file:
+            file.write("\n" * torn + json.dumps({"of": of, "result": result}) + "\n")
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    if not values:
-        return "failed"
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
-
-
-def ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    return [a / b for a, b in zip(first, second, strict=True)]
-
-
-def median(values: Sequence[float]) -> float:
-    return statistics.median(values) if values else float("nan")
-
-
-def train_row(cell: Cell, system: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    def both(name: str) -> tuple[list[float], list[float]]:
-        return numbers(rounds, system, lambda r: r[name]), numbers(rounds, PEER, lambda r: r[name])
-
-    ours, peer = both("samples_per_s")
-    cpu_ours, cpu_peer = both("samples_per_cpu_s")
-    memory_ours, memory_peer = both("peak_mb")
-    return {
-        "model": cell.model,
-        "L": cell.length,
-        "batches": cell.shape,
-        "system": system,
-        "samples/s": f"{median(ours):,.0f}",
-        "FuxiCTR": f"{median(peer):,.0f}",
-        "ratio": spread(ratios(ours, peer)),
-        "ratio of processor time": spread(ratios(cpu_ours, cpu_peer)),
-        "peak MB": f"{median(memory_ours):,.0f}",
-        "FuxiCTR MB": f"{median(memory_peer):,.0f}",
-        "memory ratio": spread(ratios(memory_ours, memory_peer), 2),
-    }
-
-
-def score_row(cell: Cell, system: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    ours = numbers(rounds, system, lambda r: r["median_ms"])
-    cached = numbers(rounds, system, lambda r: r["cached"]["median_ms"])
-    peer = numbers(rounds, PEER, lambda r: r["median_ms"])
-    return {
-        "model": cell.model,
-        "L": cell.length,
-        "system": system,
-        "ms": spread(ours, 2),
-        "ms, cached state": spread(cached, 2),
-        "FuxiCTR ms": spread(peer, 2),
-        "ratio": spread(ratios(peer, ours)),
-        "ratio, cached state": spread(ratios(peer, cached)),
-    }
-
-
-def quality_row(cell: Cell, system: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    ours, peer = numbers(rounds, system, lambda r: r["auc"]), numbers(rounds, PEER, lambda r: r["auc"])
-    losses = [numbers(rounds, name, lambda r: r["logloss"]) for name in (system, PEER)]
-    epoch = [numbers(rounds, name, lambda r: r["epoch_s"]) for name in (system, PEER)]
-    return {
-        "model": cell.model,
-        "L": cell.length,
-        "system": system,
-        "AUC": spread(ours, 4),
-        "FuxiCTR AUC": spread(peer, 4),
-        "difference of medians": f"{median(ours) - median(peer):+.4f}",
-        "logloss": spread(losses[0], 4),
-        "FuxiCTR logloss": spread(losses[1], 4),
-        "epoch s": f"{median(epoch[0]):,.1f}",
-        "FuxiCTR epoch s": f"{median(epoch[1]):,.1f}",
-    }
-
-
-ROWS = {"train": train_row, "score": score_row, "quality": quality_row}
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def report(given: argparse.Namespace, results: list[tuple[Cell, list[dict[str, dict[str, Any]]]]]) -> str:
-    """Return one table per task, under a line that says what was measured where."""
-    runs = [result for _, rounds in results for found in rounds for result in found.values()]
-    loads = [result["load_1min"] for result in runs if "load_1min" in result]
-    versions = {name: value for result in runs for name, value in result.get("versions", {}).items()}
-    native = sorted({str(result["native"]) for result in runs if "native" in result})
-    parts = [
-        f"{os.cpu_count()} processors, {platform.machine()}, {given.threads} thread(s), {given.rounds} rounds, "
-        f"{given.users:,} users; native code: {', '.join(native)}; load before a measurement {spread(loads, 2)}; "
-        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-        + ". Medians, (least-largest) over rounds."
-    ]
-    titles = {
-        "train": f"Training; SDIM with {given.signatures} signatures of 3 bits",
-        "score": f"Scoring {given.candidates} candidates of one user",
-        "quality": f"Quality after one epoch of {given.train:,} samples, learning rate {QUALITY_RATE}",
-    }
-    for task, title in titles.items():
-        rows = [
-            ROWS[task](cell, system, rounds)
-            for cell, rounds in results
-            if cell.task == task
-            for system in ((OURS, PLAIN) if given.plain else (OURS,))
-        ]
-        if rows:
-            parts += [f"### {title}", markdown(rows)]
-    failed = [f"- {result['error']}" for result in runs if "error" in result]
-    return "\n\n".join(parts + (["### Failed", *sorted(set(failed))] if failed else [])) + "\n"
+def peer(text: str) -> tuple[str, str]:
+    """Read NAME=PYTHON."""
+    name, _, python = text.partition("=")
+    if name not in PEERS or not python:
+        raise argparse.ArgumentTypeError(f"must be NAME=PYTHON with NAME one of {', '.join(PEERS)}, got {text!r}")
+    return name, python
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", type=Path, required=True, help="python of the venv that has fuxictr")
+    parser.add_argument(
+        "--peer",
+        type=peer,
+        action="append",
+        default=[],
+        metavar="NAME=PYTHON",
+        help=f"one of {', '.join(PEERS)} and the python of the venv that has it; repeat for more",
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of generated data, kept")
     parser.add_argument("--out", type=Path, required=True, help="folder of runs.jsonl, results.json and table.md")
-    parser.add_argument("--tasks", nargs="+", choices=sorted(ROWS), default=["train"])
+    parser.add_argument("--tasks", nargs="+", choices=list(MEASURES), default=["train"])
     parser.add_argument("--models", nargs="+", choices=["din", "sdim"], default=["din", "sdim"])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[50, 200, 1_000])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[50, 200, 1_000, 5_000])
     parser.add_argument("--shapes", nargs="+", choices=["single", "shared"], default=["single", "shared"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--signatures", type=int, default=48, help="of SDIM, 3 bits each")
-    parser.add_argument("--candidates", type=int, default=100, help="of the one user that is scored")
+    parser.add_argument("--candidates", nargs="+", type=int, default=[500], help="of the one user that is scored")
     parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds of a run at least")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of a run at least")
     parser.add_argument("--users", type=int, default=20_000)
-    parser.add_argument("--train", type=int, default=160_000, help="training samples")
+    parser.add_argument("--train", type=int, default=160_000, help="training samples; a quarter more to test on")
+    parser.add_argument("--limit-s", type=float, default=3_600.0, help="a measurement that takes longer is ended")
+    parser.add_argument("--memory-gb", type=float, default=12.0, help="so is one that needs more; only where /proc is")
     parser.add_argument("--plain", action="store_true", help="also measure Sostenuto without native code")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the measurement under way is ended too
     bench = Bench(given)
-    results = []
+    results: list[tuple[Cell, Rounds]] = []
     for cell in cells(given):
         results.append((cell, bench.measure(cell)))
         text = report(given, results)  # written after every cell: a run that is stopped leaves what it has
         (bench.out / "table.md").write_text(text, encoding="utf-8")
-        as_json = [asdict(one) | {"rounds": rounds} for one, rounds in results]
+        as_json = [asdict(one) | {"batch": one.batch, "rounds": rounds} for one, rounds in results]
         settings = {name: str(value) for name, value in vars(given).items()}
         (bench.out / "results.json").write_text(
             json.dumps({"settings": settings, "results": as_json}, indent=2) + "\n", encoding="utf-8"

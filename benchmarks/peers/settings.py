@@ -1,4 +1,4 @@
-"""The model that both systems train, and the command line that both drivers have."""
+"""The model that every system trains, and the command line that the drivers have."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 EMBEDDING = 16  # per field; item and category make D = 32
 ATTENTION_UNITS = 64
 TOWER_UNITS = (128, 64)
-BATCH = 1_024  # samples; requests of 20 candidates make 1,020
+BATCH = 1_024  # samples, unless told otherwise; requests of 20 candidates make 1,020
 SHORT = 50  # behaviours of SDIM's short branch
-EMBEDDING_STD = 1e-4  # the peer's default
-GRADIENT_NORM = 10.0  # the peer's default
+EMBEDDING_STD = 1e-4  # FuxiCTR's default
+GRADIENT_NORM = 10.0  # FuxiCTR's default
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +25,7 @@ class Given:
     shape: str
     signatures: int
     hash_bits: int
+    batch: int
     learning_rate: float
     threads: int
     seed: int
@@ -35,21 +36,22 @@ class Given:
     backend: str
 
 
-def parse(description: str | None, *, tasks: tuple[str, ...]) -> Given:
+def parse(description: str | None, *, tasks: tuple[str, ...], models: tuple[str, ...] = ("din", "sdim")) -> Given:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=tasks)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", choices=["din", "sdim"], default="din")
+    parser.add_argument("--model", choices=models, default="din")
     parser.add_argument("--shape", choices=["single", "shared"], default="single", help="1 or 20 candidates a request")
     parser.add_argument("--signatures", type=int, default=48, help="G of SDIM")
     parser.add_argument("--hash-bits", type=int, default=3, help="bits of one signature")
+    parser.add_argument("--batch", type=int, default=BATCH, help="samples of a training step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--warmup", type=int, default=2, help="steps before the clock starts")
     parser.add_argument("--steps", type=int, default=3, help="measured steps at least")
     parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds at least")
-    parser.add_argument("--candidates", type=int, default=100, help="of the one user that is scored")
+    parser.add_argument("--candidates", type=int, default=500, help="of the one user that is scored")
     parser.add_argument("--backend", choices=["auto", "plain", "native"], default="auto", help="Sostenuto only")
     return Given(**vars(parser.parse_args()))

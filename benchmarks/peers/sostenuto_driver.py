@@ -24,7 +24,6 @@ import numpy as np
 from measuring import Window, auc, logloss, peak_mb, print_result, read_set, timed_calls
 from settings import (
     ATTENTION_UNITS,
-    BATCH,
     EMBEDDING,
     EMBEDDING_STD,
     GRADIENT_NORM,
@@ -40,10 +39,10 @@ HOUR_MS = 3_600_000  # between two behaviours; the data have no times, the model
 class Slices:
     """Batches of requests: histories are slices of the memory-mapped array, joined; nothing is padded or repeated."""
 
-    def __init__(self, data: Path, split: str, shape: str, *, seed: int | None) -> None:
+    def __init__(self, data: Path, split: str, shape: str, *, batch: int, seed: int | None) -> None:
         self.columns = read_set(data, split, shape)
-        self.candidates = self.columns["item"].shape[1]
-        self.requests = BATCH // self.candidates
+        self.candidates = int(self.columns["item"].shape[1])
+        self.requests = max(batch // self.candidates, 1)
         self.history = np.load(data / "history_item.npy", mmap_mode="r")
         self.starts = np.load(data / "history_offsets.npy")[:-1]
         self.category = np.load(data / "item_category.npy").astype(np.int64)[:, None]
@@ -51,6 +50,12 @@ class Slices:
 
     def __len__(self) -> int:
         return -(-len(self.columns["user"]) // self.requests)
+
+    def held(self) -> dict[str, float]:
+        """Return the number of samples, and the bytes of one on disk or in memory, its share of histories included."""
+        arrays = [*self.columns.values(), self.history, self.starts, self.category]
+        count = self.columns["label"].size
+        return {"prepared_samples": count, "bytes_per_sample": sum(array.nbytes for array in arrays) / count}
 
     def __iter__(self) -> Iterator[Any]:
         order = np.arange(len(self.columns["user"]))
@@ -172,14 +177,13 @@ def train_epoch(given: Given, model: Any, batches: Any) -> None:
 
 
 def train(given: Given) -> tuple[dict[str, Any], Any]:
-    started = time.perf_counter()
-    batches = Slices(given.data, "train", given.shape, seed=given.seed)
     model = build(given)
-    samples = batches.requests * batches.candidates
-    window = Window(batches, batch_samples=samples, warmup=given.warmup, seconds=given.seconds, steps=given.steps)
-    prepared = time.perf_counter() - started
+    started = time.perf_counter()
+    batches = Slices(given.data, "train", given.shape, batch=given.batch, seed=given.seed)
+    window = Window(batches, given, batch_samples=batches.requests * batches.candidates)
+    facts = {"prepare_s": time.perf_counter() - started} | batches.held()
     train_epoch(given, model, window)
-    return window.result() | {"peak_mb": peak_mb(), "prepare_s": prepared}, model
+    return window.result() | {"peak_mb": peak_mb()} | facts, model
 
 
 def quality(given: Given) -> tuple[dict[str, Any], Any]:
@@ -189,14 +193,17 @@ def quality(given: Given) -> tuple[dict[str, Any], Any]:
 
     model = build(given)
     started = time.perf_counter()
-    train_epoch(given, model, Slices(given.data, "train", given.shape, seed=given.seed))
-    seconds = time.perf_counter() - started
+    batches = Slices(given.data, "train", given.shape, batch=given.batch, seed=given.seed)
+    facts = {"prepare_s": time.perf_counter() - started} | batches.held()
+    started = time.perf_counter()
+    train_epoch(given, model, batches)
+    facts |= {"epoch_s": time.perf_counter() - started, "peak_mb": peak_mb()}
     model.eval()
-    test = Slices(given.data, "test", given.shape, seed=None)
+    test = Slices(given.data, "test", given.shape, batch=given.batch, seed=None)
     with torch.inference_mode():
         logits = torch.cat([forward(model, batch).logits for batch in test])
     label, probability = test.columns["label"].ravel(), logits.double().sigmoid().numpy()
-    return {"auc": auc(label, probability), "logloss": logloss(label, probability), "epoch_s": seconds}, model
+    return facts | {"auc": auc(label, probability), "logloss": logloss(label, probability)}, model
 
 
 def score(given: Given) -> tuple[dict[str, Any], Any]:
@@ -204,7 +211,7 @@ def score(given: Given) -> tuple[dict[str, Any], Any]:
     import torch
 
     model = build(given).eval()
-    slices = Slices(given.data, "test", given.shape, seed=None)
+    slices = Slices(given.data, "test", given.shape, batch=given.batch, seed=None)
     longest = int(np.argmax(slices.columns["prefix"]))
     user = slices.columns["user"][longest : longest + 1]
     prefix = np.array([slices.starts[1] - slices.starts[0]])
