@@ -177,7 +177,7 @@ def test_threads_change_no_bit(name):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            case = Case([(60, 3)] * 9, (16, 8, 5), 3, slope=True, hidden=True, dtype=torch.float32)
+            case = Case([(60, 3), (70, 10)] * 5, (16, 8, 5), 3, slope=True, hidden=True, dtype=torch.float32)
             with using(LIBRARIES[name]):
                 found.append(case.answer("softmax"))
     finally:

@@ -4,14 +4,15 @@
 //   s_cj   = sum_h above_h max(pre_h, 0) + below_h min(pre_h, 0) + bias
 //   out_c  = sum_j norm(s_c)_j v_j
 //
-// No (candidates, behaviours, units) tensor of floats is ever made. All that the backward pass needs to know of the hidden
-// layer is where it is above 0: one bit, kept by the forward pass. With b_cjh this bit and ds the gradient of the scores,
+// No (candidates, behaviours, units) tensor of floats is ever made. All that the backward pass needs to know of the
+// hidden layer is where it is above 0: one bit, kept by the forward pass. With b_cjh this bit and ds the gradient of the
+// scores,
 //
 //   S_ch   = sum_j b_cjh ds_cj k_j            gives the gradients of A, P, q_c and of `above`,
 //   d_k_j  = sum_c ds_cj (sum_h b_cjh T_ch + U_c)   where T and U are rows of the first layer times the readout,
 //
 // and both are sums over subsets of fixed rows. Rows are taken in fours, the 16 sums of the subsets of four are written
-// down once, and four bits look one up: a quarter of the additions, and no multiplications, of the product with 0 and 1.
+// down once, and four bits look one up: a quarter of the additions of a product with 0 and 1, and no multiplications.
 
 #include <algorithm>
 #include <cmath>
@@ -170,8 +171,8 @@ inline Rows rows_from(const Layout& to, const AttentionInputs& in, int64_t first
 
 // Scores of a block. The last tile begins early rather than end late: some scores are then written twice, the same.
 template <bool Leaks, bool Keeps>
-void score_block(const Layout& to, const Rows& rows, int64_t count, const float* matrix, const float* hidden, float bias,
-                 float* scores, uint64_t* signs, Buffer& spare) {
+void score_block(const Layout& to, const Rows& rows, int64_t count, const float* matrix, const float* hidden,
+                 float bias, float* scores, uint64_t* signs, Buffer& spare) {
   if (count >= kRows) {
     for (int64_t r = 0; r < count; r += kRows) {
       const int64_t at = std::min<int64_t>(r, count - kRows);
@@ -189,7 +190,8 @@ void score_block(const Layout& to, const Rows& rows, int64_t count, const float*
       std::copy(rows.extra + r * rows.stride, rows.extra + r * rows.stride + to.wide, extra + r * to.wide);
   }
   std::vector<uint64_t> noted(Keeps ? kRows * to.words : 0);
-  score_rows<Leaks, Keeps>(to, {keys, rows.extra ? extra : nullptr, to.wide}, matrix, hidden, bias, found, noted.data());
+  const Rows few{keys, rows.extra ? extra : nullptr, to.wide};
+  score_rows<Leaks, Keeps>(to, few, matrix, hidden, bias, found, noted.data());
   std::copy(found, found + count, scores);
   if constexpr (Keeps) std::copy(noted.data(), noted.data() + count * to.words, signs);
 }
@@ -257,12 +259,13 @@ inline void weigh_rows(const float* rows, int64_t stride, int64_t count, const f
   }
 }
 
-// part (candidates x broad) = weights (candidates, rows of `length`) . rows (count, width)
-inline void sum_rows_of(const float* rows, int64_t count, int64_t width, int64_t candidates, const float* weights,
-                        int64_t length, float* part, Buffer& spare) {
+// part (candidates x broad) = weights (candidates, rows of `length`) . rows (count, width). The order of additions
+// differs with `few`: it goes by the request, not by the candidates here, whose number depends on the threads.
+inline void sum_rows_of(const float* rows, int64_t count, int64_t width, int64_t candidates, bool few,
+                        const float* weights, int64_t length, float* part, Buffer& spare) {
   const int64_t broad = padded(width), whole = width / kWidth * kWidth;
   std::fill(part, part + candidates * broad, 0.0f);
-  if (candidates >= kFew) {
+  if (!few) {
     if (whole != width) {
       float* space = spare.at(count * broad);
       pad_rows(rows, count, width, broad, space);
@@ -334,6 +337,7 @@ void forward_piece(const AttentionShape& s, const AttentionInputs& in, const Att
                               : (keeps ? score_piece<false, true> : score_piece<false, false>);
   score(in, to, piece, key0, length, weights, signs, space);
   for (int64_t c = 0; c < count; ++c) normalise_scores(s.normalise, length, weights + c * length);
+  const bool few = s.query_offsets[piece.request + 1] - s.query_offsets[piece.request] < kFew;
   for (int i = 0; i < parts.count; ++i) {
     const Summed& summed = parts.part[i];
     const int64_t broad = padded(summed.width);
@@ -341,7 +345,7 @@ void forward_piece(const AttentionShape& s, const AttentionInputs& in, const Att
     std::vector<double>& sums = space.sums;
     sums.assign(count * broad, 0.0);  // thousands of terms: a block in float32, blocks in float64
     for (int64_t j = 0; j < length; j += kBlock) {
-      sum_rows_of(summed.rows + (key0 + j) * summed.width, std::min(kBlock, length - j), summed.width, count,
+      sum_rows_of(summed.rows + (key0 + j) * summed.width, std::min(kBlock, length - j), summed.width, count, few,
                   weights + j, length, part, space.spare);
       for (int64_t k = 0; k < count * broad; ++k) sums[k] += part[k];
     }
@@ -574,9 +578,10 @@ void unit_sums(const Layout& to, const Run& run, int64_t first, int64_t count, c
       const int64_t j = first + std::min<int64_t>(4 * g + i, count - 1);  // beyond the end: a row whose bits are 0
       const float* key = run.keys + j * to.dim + d;
       const Vec ds = spread(run.d_scores[j]);
-      for (int n = 0; n < N; ++n)
-        row[i][n] = ds * (lanes == N * kWidth ? load(key + n * kWidth)
-                                              : load_part(key + n * kWidth, std::min<int64_t>(kWidth, lanes - n * kWidth)));
+      for (int n = 0; n < N; ++n) {
+        const int64_t part = std::min<int64_t>(kWidth, lanes - n * kWidth);
+        row[i][n] = ds * (lanes == N * kWidth ? load(key + n * kWidth) : load_part(key + n * kWidth, part));
+      }
     }
     write_subsets<N>(row, table + g * 16 * N * kWidth);
   }
@@ -598,7 +603,8 @@ void unit_sums(const Layout& to, const Run& run, int64_t first, int64_t count, c
 
 // counts (wide,) += sums over up to 64 behaviours of ds where a unit is above 0: kLog behaviours are looked up at once.
 // Returns the sum over all of them.
-inline float count_units(const Layout& to, const float* d_scores, int64_t count, const uint64_t* columns, float* counts) {
+inline float count_units(const Layout& to, const float* d_scores, int64_t count, const uint64_t* columns,
+                         float* counts) {
   constexpr int kLookups = (32 + kLog - 1) / kLog;  // of half a column
   Vec lane_bits[kLog];
   for (int i = 0; i < kLog; ++i)
@@ -641,10 +647,11 @@ void extra_gradients(const Layout& to, const Rows& rows, const Run& run, int64_t
     const float* extra = rows.extra + r * rows.stride + h;
     float* found = d_extra + r * to.units + h;
     for (int n = 0; n < N; ++n) {
+      const Vec above = load(&to.above[h + n * kWidth]), below = load(&to.below[h + n * kWidth]);
       const Vec moved = ds * load(extra + n * kWidth);
       total[n] += moved;
       positive[n] += chosen(bits >> (n * kWidth), moved, Vec{});
-      Vec gradient = ds * chosen(bits >> (n * kWidth), load(&to.above[h + n * kWidth]), load(&to.below[h + n * kWidth]));
+      Vec gradient = ds * chosen(bits >> (n * kWidth), above, below);
       if (lanes == N * kWidth) {
         store(found + n * kWidth, run.is_first ? gradient : gradient + load(found + n * kWidth));
       } else {
@@ -861,8 +868,10 @@ int64_t sostenuto_attention_pairs(const AttentionShape* shape) {
   if (!rises(shape->query_offsets, shape->candidates)) return -1;
   if (!rises(shape->key_offsets, shape->behaviours)) return -2;
   int64_t pairs = 0;
-  for (int64_t b = 0; b < shape->requests; ++b)
-    pairs += (shape->query_offsets[b + 1] - shape->query_offsets[b]) * (shape->key_offsets[b + 1] - shape->key_offsets[b]);
+  for (int64_t b = 0; b < shape->requests; ++b) {
+    const int64_t length = shape->key_offsets[b + 1] - shape->key_offsets[b];
+    pairs += (shape->query_offsets[b + 1] - shape->query_offsets[b]) * length;
+  }
   return pairs;
 }
 
@@ -925,8 +934,9 @@ void sostenuto_attention_backward(const AttentionShape* shape, const AttentionIn
       const int64_t i = h * to.dim + d, of_unit = h * to.deep + d, of_all = to.units * to.deep + d;
       above += in->w_key[i] * found.key.whole[of_unit] + in->w_product[i] * found.product.whole[of_unit];
       all += in->w_key[i] * found.key.whole[of_all] + in->w_product[i] * found.product.whole[of_all];
-      grads->d_w_key[i] += static_cast<float>(gain * found.key.whole[of_unit] + below * found.key.whole[of_all]);
-      grads->d_w_product[i] += static_cast<float>(gain * found.product.whole[of_unit] + below * found.product.whole[of_all]);
+      const std::vector<double>&of_key = found.key.whole, &of_product = found.product.whole;
+      grads->d_w_key[i] += static_cast<float>(gain * of_key[of_unit] + below * of_key[of_all]);
+      grads->d_w_product[i] += static_cast<float>(gain * of_product[of_unit] + below * of_product[of_all]);
     }
     grads->d_w_above[h] += static_cast<float>(above);
     grads->d_w_below[h] += static_cast<float>(all - above);
