@@ -141,7 +141,7 @@ class Bench:
         arguments += ["--seconds", str(given.seconds), "--steps", str(given.steps)]
         arguments += ["--signatures", str(given.signatures)]
         arguments += ["--candidates", str(cell.candidates)] if cell.candidates else []
-        arguments += ["--learning-rate", str(QUALITY_RATE)] if cell.task == "quality" else []
+        arguments += ["--learning-rate", str(given.quality_rate)] if cell.task == "quality" else []
         return run(system, arguments, given=given)
 
     def measure(self, cell: Cell) -> Rounds:
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[50, 200, 1_000, 5_000])
     parser.add_argument("--shapes", nargs="+", choices=["single", "shared"], default=["single", "shared"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quality-rate", type=float, default=QUALITY_RATE, help="learning rate of `quality`")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--signatures", type=int, default=48, help="of SDIM, 3 bits each")
     parser.add_argument("--candidates", nargs="+", type=int, default=[500], help="of the one user that is scored")

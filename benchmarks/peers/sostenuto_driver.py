@@ -27,6 +27,7 @@ from settings import (
     EMBEDDING,
     EMBEDDING_STD,
     GRADIENT_NORM,
+    ROW_RATE,
     SHORT,
     TOWER_UNITS,
     Given,
@@ -151,7 +152,7 @@ def training_config(given: Given) -> Any:
 
     return TrainingConfig(
         learning_rate=given.learning_rate,
-        table_learning_rate=given.learning_rate,
+        table_learning_rate=ROW_RATE * given.learning_rate,
         weight_decay=0.0,
         table_decay=0.0,
         schedule="constant",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plan import LONG, LONG_BATCH, OURS, PLAIN, QUALITY_RATE, Cell, systems_of
+from plan import LONG, LONG_BATCH, OURS, PLAIN, Cell, systems_of
 
 Result = dict[str, Any]  # of a driver
 Rounds = list[dict[str, Result]]  # by system
@@ -159,7 +159,7 @@ def report(given: argparse.Namespace, results: list[tuple[Cell, Rounds]]) -> str
     heads = {
         "train": f"Training; SDIM with {given.signatures} signatures of 3 bits",
         "score": "Scoring candidates of one user",
-        "quality": f"Quality after one epoch of {given.train:,} samples, learning rate {QUALITY_RATE}",
+        "quality": f"Quality after one epoch of {given.train:,} samples, learning rate {given.quality_rate}",
     }
     for task, head in heads.items():
         table = [row for cell, rounds in results if cell.task == task for row in rows(cell, rounds, titles)]
