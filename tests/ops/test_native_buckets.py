@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.ops.shapes import offsets_of
 
 from sostenuto.native.library import available, using
-from sostenuto.ops.bucket_sum import bucket_interest, weighted_bucket_sum
+from sostenuto.ops.bucket_sum import BucketTerms, bucket_interest, differentiable_sum, weighted_bucket_sum
 from sostenuto.ops.native_buckets import bucket_sums, hash_rows, interests
 from sostenuto.ops.simhash import bucket_ids, random_hyperplanes
 
@@ -129,6 +129,39 @@ def test_interests_equal_the_definition(name, lengths, seed, width, sets, parts,
     expected, found = (torch.autograd.grad(out, table, upstream)[0] for out in (plain, twin))
     scale = torch.tensor([1e-200] + [1.0] * (sets - 1), dtype=torch.float64)[:, None] if widths else 1.0
     torch.testing.assert_close(found * scale, expected * scale, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=5),
+    seed=st.integers(0, 999),
+    sets=st.integers(1, 3),
+    normalised=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+)
+def test_the_gradient_from_candidates_to_behaviours_at_once_equals_the_two_steps(
+    name, sizes, seed, sets, normalised, threads
+):
+    case = drawn([a for a, _ in sizes], seed, width=9, sets=sets)
+    values, buckets = case[0], case[-1]
+    _, asked, starts = looked_up([b for _, b in sizes], seed, 9, sets)
+    parts = [4, 5] if normalised else []
+    found = {}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for form in (None, LIBRARIES[name]):
+            with using(form):
+                table, terms = differentiable_sum(BucketTerms(*case[:-1]), buckets)
+                assert (terms is None) == (form is None)
+                out = bucket_interest(table, asked, starts, parts, terms)
+                upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+                found[form is None] = out, torch.autograd.grad(out, values, upstream)[0]
+    finally:
+        torch.set_num_threads(before)
+    for plain, twin in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(twin, plain, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sostenuto.ops.bucket_sum import bucket_interest, bucket_mean, weighted_bucket_sum
+from sostenuto.ops.bucket_sum import BucketTerms, bucket_interest, bucket_mean, differentiable_sum
 from sostenuto.ops.jagged import newest_time, offsets_to_lengths, row_index
 from sostenuto.ops.simhash import bucket_ids, random_hyperplanes
 
@@ -24,6 +24,7 @@ class Buckets:
     counts: Tensor | None  # (B, G, K) float64 behaviours in each bucket, where they are asked for
     reference_ms: Tensor  # (B,) int64 time of the newest behaviour; 0 for an empty history
     lengths: Tensor  # (B,) int64 behaviours in all
+    terms: BucketTerms | None = None  # in training: what carries the gradient in place of `sums`
 
 
 class HashBuckets(nn.Module):
@@ -84,15 +85,13 @@ class HashBuckets(nn.Module):
             places = (row[:, None] * groups + columns) * self.buckets + ids[place]
             counts = torch.bincount(places.flatten(), minlength=len(lengths) * groups * self.buckets).double()
             counts = counts.view(len(lengths), groups, self.buckets)
-        return Buckets(
-            sums=weighted_bucket_sum(values, weights, ids, place, offsets, self.buckets),
-            counts=counts,
-            reference_ms=reference,
-            lengths=lengths,
-        )
+        sums, terms = differentiable_sum(BucketTerms(values, weights, ids, place, offsets), self.buckets)
+        return Buckets(sums=sums, counts=counts, reference_ms=reference, lengths=lengths, terms=terms)
 
     def append(self, state: Buckets, later: Buckets) -> Buckets:
-        """Add the buckets of later events; equal to encoding everything anew."""
+        """Add the buckets of later events; equal to encoding everything anew. For states without a gradient."""
+        if state.terms is not None or later.terms is not None:
+            raise ValueError("states must be made without gradients to be appended, got some; use torch.no_grad()")
         reference = torch.maximum(state.reference_ms, later.reference_ms)
         fade = torch.exp(-(reference - state.reference_ms).double()[:, None] * self.rates)
         return Buckets(
@@ -104,7 +103,7 @@ class HashBuckets(nn.Module):
 
     def lookup(self, state: Buckets, ids: Tensor, offsets: Tensor) -> Tensor:
         """Return (Nc, 1 + S, V) float32 interests of candidates in (Nc, G) buckets, whose rows start at `offsets`."""
-        return bucket_interest(state.sums, ids, offsets, self.parts)
+        return bucket_interest(state.sums, ids, offsets, self.parts, state.terms)
 
     def collisions(self, state: Buckets, ids: Tensor, row: Tensor) -> Tensor:
         """Return (Nc, 1): the mean number of behaviours in the buckets of candidates at the (Nc,) rows."""

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-VERSION = 6  # of the C interface; a library of another version is not used
+VERSION = 7  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/attention.cpp
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -155,6 +155,7 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_bucket_sums_backward": 6,
     "sostenuto_interests": 4,
     "sostenuto_interests_backward": 5,
+    "sostenuto_interests_to_values": 9,
     "sostenuto_hash_rows": 4,
     "sostenuto_gather_rows": 4,
     "sostenuto_distinct_rows": 4,

@@ -6,7 +6,7 @@ Letters: B rows, N behaviours (flat), Nc candidates, G signatures, K = 2 ** tau 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sostenuto.native.library import library
 from sostenuto.ops.backend import is_usable
 from sostenuto.ops.jagged import row_index
-from sostenuto.ops.native_buckets import bucket_sums, interests
+from sostenuto.ops.native_buckets import bucket_sums, interests, interests_of_values
 
 # Behaviours handled at once: bounds the (rows, G K) indicator matrix.
 ROW_BLOCK = 4096
@@ -96,7 +96,32 @@ def weighted_bucket_sum(
     return table.view(*table.shape[:3], weights.shape[1], values.shape[1])
 
 
-def bucket_interest(table: Tensor, ids: Tensor, offsets: Tensor, parts: Sequence[int]) -> Tensor:
+class BucketTerms(NamedTuple):
+    """What a table is the sum of; see `weighted_bucket_sum`."""
+
+    values: Tensor  # (N, V)
+    weights: Tensor  # (N, S)
+    ids: Tensor  # (U, G)
+    place: Tensor  # (N,)
+    offsets: Tensor  # (B + 1,)
+
+
+def differentiable_sum(terms: BucketTerms, buckets: int) -> tuple[Tensor, BucketTerms | None]:
+    """Sum by bucket, and say what `bucket_interest` needs beside the table to pass a gradient on.
+
+    Returns:
+        the (B, G, K, S, V) table and None where the table itself carries the gradient; else the terms. The compiled
+        form goes back from what candidates found to the values at once: a table is large and its gradient nearly empty.
+    """
+    if torch.is_grad_enabled() and terms.values.requires_grad and is_usable(terms.values):
+        with torch.no_grad():
+            return weighted_bucket_sum(*terms, buckets), terms
+    return weighted_bucket_sum(*terms, buckets), None
+
+
+def bucket_interest(
+    table: Tensor, ids: Tensor, offsets: Tensor, parts: Sequence[int], terms: BucketTerms | None = None
+) -> Tensor:
     """Average over signatures the direction of what a candidate finds in its buckets (SDIM, section 3.2).
 
     Args:
@@ -104,10 +129,13 @@ def bucket_interest(table: Tensor, ids: Tensor, offsets: Tensor, parts: Sequence
         ids: (Nc, G) int32 bucket of each candidate.
         offsets: (B + 1,) row starts of the candidates.
         parts: widths of the slices of V that are brought to length 1 each; empty: the sums are averaged as they are.
+        terms: of the table, from `differentiable_sum`.
 
     Returns:
         (Nc, S, V) float32; what is found in an empty bucket is zero.
     """
+    if terms is not None:
+        return interests_of_values(*terms, table, ids, offsets, list(parts))
     if library() is not None and table.device.type == "cpu":
         found: Tensor = interests(table, ids, offsets, list(parts))
         return found
@@ -153,4 +181,12 @@ def direction(vectors: Tensor) -> Tensor:
     return torch.where(real, scaled / length, 0.0)
 
 
-__all__ = ["bucket_interest", "bucket_mean", "bucket_sum", "direction", "weighted_bucket_sum"]
+__all__ = [
+    "BucketTerms",
+    "bucket_interest",
+    "bucket_mean",
+    "bucket_sum",
+    "differentiable_sum",
+    "direction",
+    "weighted_bucket_sum",
+]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sostenuto.native.library import BucketShape, HashShape, InterestShape, any_library
 
@@ -193,4 +194,65 @@ def _interests_backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
 
 interests.register_autograd(_interests_backward, setup_context=_setup_interests)
 
-__all__ = ["bucket_sums", "bucket_sums_backward", "hash_rows", "interests", "interests_backward"]
+
+class _InterestsOfValues(torch.autograd.Function):
+    """See `interests_of_values`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        place: Tensor,
+        offsets: Tensor,
+        table: Tensor,
+        query_ids: Tensor,
+        query_offsets: Tensor,
+        parts: list[int],
+    ) -> Tensor:
+        ctx.parts = parts
+        ctx.save_for_backward(weights, ids, place, offsets, table, query_ids, query_offsets)
+        found: Tensor = interests(table, query_ids, query_offsets, parts)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        weights, ids, place, offsets, table, query_ids, query_offsets = ctx.saved_tensors
+        width = table.shape[4]
+        ends, starts, query_starts = _ends(ctx.parts, width), offsets.contiguous(), query_offsets.contiguous()
+        d_values = d_out.new_empty(place.shape[0], width)
+        held = [t.contiguous() for t in (table, query_ids, d_out, weights, place, ids)]
+        any_library().handle.sostenuto_interests_to_values(
+            ctypes.byref(_interest_shape(table, query_starts, ends)),
+            ctypes.byref(_bucket_shape(weights, ids, starts, table.shape[2], width)),
+            *(t.data_ptr() for t in held),
+            d_values.data_ptr(),
+        )
+        return d_values, None, None, None, None, None, None, None, None
+
+
+def interests_of_values(
+    values: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    place: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    query_ids: Tensor,
+    query_offsets: Tensor,
+    parts: list[int],
+) -> Tensor:
+    """Return `interests` of a table that was summed without a gradient, with the gradient of the values it is made of.
+
+    The same as `bucket_sums` and `interests` one after the other, but the table's gradient, as large as the table, is
+    never made.
+    """
+    found: Tensor = _InterestsOfValues.apply(  # type: ignore[no-untyped-call]
+        values, weights, ids, place, offsets, table, query_ids, query_offsets, parts
+    )
+    return found
+
+
+__all__ = ["bucket_sums", "bucket_sums_backward", "hash_rows", "interests", "interests_backward", "interests_of_values"]

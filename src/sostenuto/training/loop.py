@@ -19,7 +19,7 @@ from sostenuto.schema.histories import RankerOutput, RequestBatch
 from sostenuto.training.checkpoint import random_state, restore_random_state
 from sostenuto.training.config import TrainingConfig
 from sostenuto.training.losses import Objective, loss_of, shares_of
-from sostenuto.training.optimiser import RankerOptimiser, StepReport, learning_rate_share
+from sostenuto.training.optimiser import RankerOptimiser, StepReport, learning_rate_share, table_parameters
 from sostenuto.training.reporting import Reporter, SilentReporter
 from sostenuto.training.validation import Validation
 
@@ -150,6 +150,7 @@ def accumulate(
 ) -> float:
     """Add the gradient of a batch's loss to the parameters, one pass after another; return the loss."""
     share = shares_of(batch, weighting=config.weighting, listwise=config.listwise)
+    rows = _RowGradients(ranker)
     value = 0.0
     for part in batch_parts(batch, config.max_events):
         with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
@@ -161,7 +162,33 @@ def accumulate(
             bad = [name for name, term in loss.parts.items() if not bool(torch.isfinite(term).all())]
             raise RunError(_not_finite(f"the loss ({', '.join(bad) or 'total'})", value, step, part.batch))
         loss.total.backward()  # type: ignore[no-untyped-call]
+        if part.share < 1.0:
+            rows.set_aside()
+    rows.put_back()
     return value
+
+
+class _RowGradients:
+    """Keeps the sparse gradients of passes apart: added one by one, every pass would copy all rows before it."""
+
+    def __init__(self, ranker: nn.Module) -> None:
+        self.tables = list(table_parameters(ranker).values())
+        self.kept: list[list[Tensor]] = [[] for _ in self.tables]
+
+    def set_aside(self) -> None:
+        """Take the gradients of a pass."""
+        for table, kept in zip(self.tables, self.kept, strict=True):
+            if table.grad is not None and table.grad.is_sparse:
+                kept.append(table.grad)
+                table.grad = None
+
+    def put_back(self) -> None:
+        """Give every table one gradient that holds the rows of all passes, repeated ones side by side."""
+        for table, kept in zip(self.tables, self.kept, strict=True):
+            if kept:
+                index = torch.cat([gradient._indices() for gradient in kept], 1)
+                values = torch.cat([gradient._values() for gradient in kept])
+                table.grad = torch.sparse_coo_tensor(index, values, kept[0].shape, check_invariants=False)
 
 
 def _not_finite(what: str, value: float, step: int, batch: RequestBatch) -> str:

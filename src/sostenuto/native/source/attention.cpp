@@ -846,7 +846,7 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
 
 extern "C" {
 
-int64_t sostenuto_version() { return 6; }
+int64_t sostenuto_version() { return 7; }
 
 int64_t sostenuto_processor() {
 #if defined(__x86_64__)

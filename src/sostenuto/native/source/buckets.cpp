@@ -1,8 +1,12 @@
-// Sums of behaviours by hash bucket, and their gradient.
+// Sums of behaviours by hash bucket, what candidates find there, and the gradients.
 //
 // Behaviours come in stretches that are summed in float32 and then added to the float64 table: a stretch is short, so
 // its rounding stays near that of one float32 number. Inside a stretch they stream by once for every few signatures
 // whose buckets fit the first-level cache together, and a value waits in registers while it is added to its buckets.
+//
+// A candidate finds the mean over signatures of the bucket sums, each brought to length 1 (or not). A bucket is brought
+// to length 1 when a candidate first asks for it: one candidate asks for G of G K, hundreds for all. In training the
+// gradient goes from candidates to behaviours user by user, so that of a table never leaves the cache.
 
 #include <algorithm>
 #include <cstring>
@@ -171,6 +175,115 @@ bool any(const double* from, int64_t count) {
   return bits != 0;
 }
 
+// Room for the gradient of one user's values.
+struct Room {
+  std::vector<double> found;
+  std::vector<int32_t> own, counts, asked;
+
+  explicit Room(const BucketShape& s)
+      : found(kStretch * s.width), own(kStretch * s.groups), counts(kStretch), asked(s.groups * s.buckets) {}
+};
+
+// The gradient of user b's values from that of the table's rows that were asked for; the other rows are not read.
+void values_gradient(const BucketShape& s, const std::vector<Piece>& pieces, int64_t b, const double* weights,
+                     const int64_t* place, const int32_t* ids, const double* d_rows, Room& room, float* d_values) {
+  for (int64_t start = s.offsets[b]; start < s.offsets[b + 1]; start += kStretch) {
+    const int64_t end = std::min(start + kStretch, s.offsets[b + 1]);
+    gather_rows_of(s, place, ids, start, end, room.own.data());
+    for (int64_t j = 0; j < end - start; ++j) {  // few candidates ask for few buckets: only those are kept
+      int32_t* of = room.own.data() + j * s.groups;
+      int32_t hits = 0;
+      for (int64_t g = 0; g < s.groups; ++g) {
+        const int32_t row = of[g];
+        of[hits] = row;
+        hits += room.asked[row];
+      }
+      room.counts[j] = hits;
+    }
+    std::fill(room.found.begin(), room.found.begin() + (end - start) * s.width, 0.0);
+    for (const Piece& piece : pieces) {
+      const Take take = kTake[piece.count < kDoubles ? 0 : piece.count / kDoubles];
+      take(s, piece, weights, start, end, room.own.data(), room.counts.data(), d_rows, room.found.data());
+    }
+    float* to = d_values + start * s.width;
+    for (int64_t i = 0; i < (end - start) * s.width; ++i) to[i] = static_cast<float>(room.found[i]);
+  }
+}
+
+std::vector<int64_t> costs_of(const InterestShape& s) {
+  std::vector<int64_t> costs;
+  for (int64_t b = 0; b < s.rows; ++b) costs.push_back(s.offsets[b + 1] - s.offsets[b] + 4);
+  return costs;
+}
+
+// One bucket: S values of V, each in parts of length 1, rounded to float32 and padded to whole vectors.
+void unit_parts(const InterestShape& s, const double* bucket, float* unit) {
+  for (int64_t set = 0; set < s.sets; ++set) {
+    int64_t start = 0;
+    for (int64_t p = 0; p < s.parts; ++p) {
+      const int64_t at = set * s.width + start, count = s.part_ends[p] - start;
+      const double length = length_of(bucket + at, count), share = length > 0.0 ? 1.0 / length : 0.0;
+      for (int64_t i = 0; i < count; ++i) unit[at + i] = static_cast<float>(bucket[at + i] * share);
+      start = s.part_ends[p];
+    }
+  }
+  if (!s.parts)
+    for (int64_t i = 0; i < s.sets * s.width; ++i) unit[i] = static_cast<float>(bucket[i]);
+}
+
+// The mean of some rows, N vectors of it.
+template <int N>
+void mean_of(const float* unit, int64_t broad, const int32_t* rows, int64_t groups, float share, float* mean) {
+  Vec sum[N] = {};
+  for (int64_t g = 0; g < groups; ++g)
+    for (int n = 0; n < N; ++n) sum[n] += load(unit + rows[g] * broad + n * kWidth);
+  for (int n = 0; n < N; ++n) store(mean + n * kWidth, sum[n] * spread(share));
+}
+
+using Mean = decltype(&mean_of<1>);
+constexpr Mean kMean[kMost] = {mean_of<1>, mean_of<2>, mean_of<3>, mean_of<4>,
+                               mean_of<5>, mean_of<6>, mean_of<7>, mean_of<8>};
+
+
+// The gradient of user b's table: rows that were asked for are written and marked, the others left as they are.
+void table_gradient(const InterestShape& s, int64_t b, const double* table, const int32_t* ids, const float* d_out,
+                    std::vector<double>& unit, std::vector<int32_t>& asked, double* d_rows) {
+  const int64_t width = s.sets * s.width, number = s.groups * s.buckets;
+  const double share = 1.0 / static_cast<double>(s.groups);
+  std::fill(asked.begin(), asked.end(), 0);
+  for (int64_t c = s.offsets[b]; c < s.offsets[b + 1]; ++c) {
+    for (int64_t g = 0; g < s.groups; ++g) {
+      const int64_t r = g * s.buckets + ids[c * s.groups + g];
+      double* __restrict sum = d_rows + r * width;
+      const float* __restrict add = d_out + c * width;
+      if (asked[r]) {
+        for (int64_t i = 0; i < width; ++i) sum[i] += add[i] * share;
+      } else {
+        for (int64_t i = 0; i < width; ++i) sum[i] = add[i] * share;
+        asked[r] = 1;
+      }
+    }
+  }
+  if (!s.parts) return;
+  unit.resize(s.width);
+  for (int64_t r = 0; r < number; ++r) {  // from the direction to the sum: what lies across it, over its length
+    if (!asked[r]) continue;
+    const double* bucket = table + (b * number + r) * width;
+    double* d = d_rows + r * width;
+    for (int64_t set = 0; set < s.sets; ++set) {
+      int64_t start = 0;
+      for (int64_t p = 0; p < s.parts; ++p) {
+        const int64_t at = set * s.width + start, count = s.part_ends[p] - start;
+        start = s.part_ends[p];
+        const double length = length_of(bucket + at, count), inverse = length > 0.0 ? 1.0 / length : 0.0;
+        for (int64_t i = 0; i < count; ++i) unit[i] = bucket[at + i] * inverse;
+        const double along = dot(unit.data(), d + at, count);
+        for (int64_t i = 0; i < count; ++i) d[at + i] = (d[at + i] - along * unit[i]) * inverse;
+      }
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -201,32 +314,70 @@ void sostenuto_bucket_sums_backward(const BucketShape* shape, const double* weig
   const int64_t width = s.sets * s.width, number = s.groups * s.buckets;
   const std::vector<Piece> pieces = pieces_of(s, kDoubles);
   in_parts(costs_of(s), s.threads, [&](int64_t first, int64_t last) {
-    std::vector<double> found(kStretch * s.width);
-    std::vector<int32_t> own(kStretch * s.groups), counts(kStretch), asked(number);
+    Room room(s);
     for (int64_t b = first; b < last; ++b) {
       const double* mine = d_table + b * number * width;
-      for (int64_t r = 0; r < number; ++r) asked[r] = any(mine + r * width, width);
-      for (int64_t start = s.offsets[b]; start < s.offsets[b + 1]; start += kStretch) {
-        const int64_t end = std::min(start + kStretch, s.offsets[b + 1]);
-        gather_rows_of(s, place, ids, start, end, own.data());
-        for (int64_t j = 0; j < end - start; ++j) {  // few candidates ask for few buckets: only those are kept
-          int32_t* of = own.data() + j * s.groups;
-          int32_t hits = 0;
-          for (int64_t g = 0; g < s.groups; ++g) {
-            const int32_t row = of[g];
-            of[hits] = row;
-            hits += asked[row];
-          }
-          counts[j] = hits;
+      for (int64_t r = 0; r < number; ++r) room.asked[r] = any(mine + r * width, width);
+      values_gradient(s, pieces, b, weights, place, ids, mine, room, d_values);
+    }
+  });
+}
+
+void sostenuto_interests(const InterestShape* shape, const double* table, const int32_t* ids, float* out) {
+  const InterestShape& s = *shape;
+  const int64_t width = s.sets * s.width, number = s.groups * s.buckets, broad = padded(width);
+  const float share = 1.0f / static_cast<float>(s.groups);
+  in_parts(costs_of(s), s.threads, [&](int64_t first, int64_t last) {
+    std::vector<float> unit(number * broad, 0.0f), mean(broad);
+    std::vector<int32_t> rows(s.groups);
+    std::vector<uint8_t> known(number);
+    for (int64_t b = first; b < last; ++b) {
+      std::fill(known.begin(), known.end(), 0);
+      for (int64_t c = s.offsets[b]; c < s.offsets[b + 1]; ++c) {
+        for (int64_t g = 0; g < s.groups; ++g) {
+          const int32_t r = static_cast<int32_t>(g * s.buckets) + ids[c * s.groups + g];
+          rows[g] = r;
+          if (known[r]) continue;
+          unit_parts(s, table + (b * number + r) * width, unit.data() + r * broad);
+          known[r] = 1;
         }
-        std::fill(found.begin(), found.begin() + (end - start) * s.width, 0.0);
-        for (const Piece& piece : pieces) {
-          const Take take = kTake[piece.count < kDoubles ? 0 : piece.count / kDoubles];
-          take(s, piece, weights, start, end, own.data(), counts.data(), mine, found.data());
+        for (int64_t v = 0; v < broad; v += kMost * kWidth) {
+          const int64_t vectors = std::min<int64_t>(kMost, (broad - v) / kWidth);
+          kMean[vectors - 1](unit.data() + v, broad, rows.data(), s.groups, share, mean.data() + v);
         }
-        float* to = d_values + start * s.width;
-        for (int64_t i = 0; i < (end - start) * s.width; ++i) to[i] = static_cast<float>(found[i]);
+        std::copy(mean.begin(), mean.begin() + width, out + c * width);
       }
+    }
+  });
+}
+
+void sostenuto_interests_backward(const InterestShape* shape, const double* table, const int32_t* ids,
+                                  const float* d_out, double* d_table) {
+  const InterestShape& s = *shape;
+  const int64_t width = s.sets * s.width, number = s.groups * s.buckets;
+  in_parts(costs_of(s), s.threads, [&](int64_t first, int64_t last) {
+    std::vector<double> unit;
+    std::vector<int32_t> asked(number);
+    for (int64_t b = first; b < last; ++b) {
+      double* mine = d_table + b * number * width;
+      table_gradient(s, b, table, ids, d_out, unit, asked, mine);
+      for (int64_t r = 0; r < number; ++r)
+        if (!asked[r]) std::fill(mine + r * width, mine + (r + 1) * width, 0.0);
+    }
+  });
+}
+
+void sostenuto_interests_to_values(const InterestShape* asked, const BucketShape* summed, const double* table,
+                                   const int32_t* query_ids, const float* d_out, const double* weights,
+                                   const int64_t* place, const int32_t* ids, float* d_values) {
+  const BucketShape& s = *summed;
+  const std::vector<Piece> pieces = pieces_of(s, kDoubles);
+  in_parts(costs_of(s), s.threads, [&](int64_t first, int64_t last) {
+    Room room(s);
+    std::vector<double> unit, d_rows(s.groups * s.buckets * s.sets * s.width);
+    for (int64_t b = first; b < last; ++b) {
+      table_gradient(*asked, b, table, query_ids, d_out, unit, room.asked, d_rows.data());
+      values_gradient(s, pieces, b, weights, place, ids, d_rows.data(), room, d_values);
     }
   });
 }

@@ -149,6 +149,11 @@ SOSTENUTO_EXPORT void sostenuto_bucket_sums_backward(const BucketShape*, const d
 SOSTENUTO_EXPORT void sostenuto_interests(const InterestShape*, const double* table, const int32_t* ids, float* out);
 SOSTENUTO_EXPORT void sostenuto_interests_backward(const InterestShape*, const double* table, const int32_t* ids,
                                                    const float* d_out, double* d_table);
+// Both backward passes at once: from what candidates found to the gradient of the values, no gradient of the table.
+SOSTENUTO_EXPORT void sostenuto_interests_to_values(const InterestShape*, const BucketShape*, const double* table,
+                                                    const int32_t* query_ids, const float* d_out,
+                                                    const double* weights, const int64_t* place, const int32_t* ids,
+                                                    float* d_values);
 // vectors (N, D), planes (D, G tau) float64; ids (N, G) int32 are written.
 SOSTENUTO_EXPORT void sostenuto_hash_rows(const HashShape*, const float* vectors, const double* planes, int32_t* ids);
 // index (N,) inside [0, rows); out (N, dim) is written.
