@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,17 @@ def test_a_run_of_another_config_or_other_data_is_refused_by_field(
     other = write_toy(tmp_path / "other", seed=1)
     with pytest.raises(RunError, match=r"data\.arrays_hash"):
         run_training(other, whole, config_for("din"))
+
+
+def test_a_field_that_came_after_a_run_has_its_default_there(toy: PreparedData, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["config"]["training"]["max_events"]
+    path.write_text(json.dumps(stored))
+    assert run_training(toy, tmp_path / "old", config_for("din")).finished.steps == 16
+    with pytest.raises(RunError, match=r"training\.max_events must be 131072 .* got 9"):
+        run_training(toy, tmp_path / "old", config_for("din", max_events=9))
 
 
 def test_a_folder_of_other_files_is_left_alone(toy: PreparedData, tmp_path: Path) -> None:

@@ -170,8 +170,11 @@ def clear_run(folder: Path) -> None:
 
 
 def refuse_other_run(folder: Path, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run of another config or of other data, and name the first field that differs."""
-    for path, old, new in differences(there["config"], wanted["config"]):
+    """Refuse to go on with a run of another config or of other data, and name the first field that differs.
+
+    A field that came after the run was made has its default there: defaults leave what was as it was.
+    """
+    for path, old, new in differences(to_dict(from_dict(there["config"])), wanted["config"]):
         raise RunError(
             f"{path} must be {old!r} as in the run that is in {folder}, got {new!r}; "
             "resume with the same config, or take another output folder"
