@@ -152,9 +152,9 @@ def main() -> None:
         given.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for epoch in results["epochs"]:
         print(
-            f"{epoch['recipe']}: {epoch['steps']} steps, {epoch['seconds']:.1f} s ({epoch['cpu_s']:.1f} s of processor),"
+            f"{epoch['recipe']}: {epoch['steps']} steps, {epoch['seconds']:.1f} s ({epoch['cpu_s']:.1f} s of CPU),"
             f" {epoch['requests_per_s']:.1f} requests/s, {epoch['events_per_s']:,.0f} events/s, step"
-            f" {epoch['step_ms']:.1f} ms, loading {epoch['loading_ms']:.1f} ms ({epoch['loading_share']:.1%} of a step),"
+            f" {epoch['step_ms']:.1f} ms, loading {epoch['loading_ms']:.1f} ms ({epoch['loading_share']:.1%}),"
             f" peak {epoch['peak_mb']:,.0f} MB"
         )
         for line in epoch["profile"]:

@@ -205,10 +205,25 @@ class ItemEmbedding(nn.Module):
         return self.vectors[item] if version is None else self.past_vectors[version, item].to(self.vectors.dtype)
 
     def forward(
-        self, item: Tensor, category: Tensor, fields: Mapping[str, Tensor], version: Tensor | None = None
+        self,
+        item: Tensor,
+        category: Tensor,
+        fields: Mapping[str, Tensor],
+        version: Tensor | None = None,
+        fixed: Tensor | None = None,
     ) -> Tensor:
-        """Return (N, out_dim) of (N,) items, (N, K) categories and item fields, at (N,) versions in training."""
-        parts = [self.fixed(item, version)[:, : self.key_vector_dim]] if self.key_vector_dim else []
+        """Return (N, out_dim) of items.
+
+        Args:
+            item: (N,).
+            category: (N, K).
+            fields: item fields, (N,) or (N, V).
+            version: (N,) of the fixed vectors, in training.
+            fixed: their fixed vectors where these are at hand already; else they are looked up.
+        """
+        parts = []
+        if self.key_vector_dim:
+            parts.append((self.fixed(item, version) if fixed is None else fixed)[:, : self.key_vector_dim])
         if self.item is not None:
             row = torch.where(item < self.num_item_rows, item, UNKNOWN)
             if self.training and self.id_dropout > 0:

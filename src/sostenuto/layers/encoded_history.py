@@ -68,6 +68,7 @@ class DistinctItems:
     """The distinct items of a batch of histories: what depends on the item alone is made once for each."""
 
     key: Tensor  # (U, D) item vectors
+    fixed: Tensor  # (U, F) fixed vectors
     place: Tensor  # (N,) int64 in [0, U): which of them a behaviour is of
 
 
@@ -114,13 +115,11 @@ class HistoryEncoder(nn.Module):
         item = histories.item if version is None else version * self.items.num_items + histories.item
         found = distinct_values(item, versions * self.items.num_items)
         first = found.first
-        key = self.items(
-            histories.item[first],
-            histories.category[first],
-            {field.name: histories.fields[field.name][first] for field in self.items.fields.fields},
-            None if version is None else version[first],
-        )
-        return DistinctItems(key=key, place=found.place)
+        own = histories.item[first]
+        fixed = self.items.fixed(own, None if version is None else version[first])
+        fields = {field.name: histories.fields[field.name][first] for field in self.items.fields.fields}
+        key = self.items(own, histories.category[first], fields, fixed=fixed)
+        return DistinctItems(key=key, fixed=fixed, place=found.place)
 
     def forward(self, histories: History, distinct: DistinctItems | None = None) -> EncodedHistory:
         """Encode a batch of histories, whose distinct items may be at hand already."""

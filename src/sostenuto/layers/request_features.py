@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.embedding import DEFAULT_STD, FieldEncoder, ItemEmbedding, TimedVectors
+from sostenuto.layers.encoded_history import DistinctItems
 from sostenuto.layers.quantile_bins import QuantileBins
 from sostenuto.layers.running_scale import RunningScale
 from sostenuto.layers.taste import Taste, TasteState
+from sostenuto.ops.table_rows import spread_rows
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Context, History, RequestBatch
 
@@ -51,10 +53,15 @@ class RequestFeatures(nn.Module):
         self.num_numbers = columns + (self.bins.out_dim if self.bins is not None else 0)
         self.out_dim = self.num_numbers + self.candidate_kinds.out_dim + self.context.out_dim
 
-    def encode(self, items: ItemEmbedding, histories: History) -> TasteState | None:
+    def encode(
+        self, items: ItemEmbedding, histories: History, distinct: DistinctItems | None = None
+    ) -> TasteState | None:
         """Return what agreements need of a history: user side, bounded, None without fixed vectors."""
         if self.taste is None:
             return None
+        if distinct is not None:
+            vectors = spread_rows(distinct.fixed, distinct.place)
+            return self.taste.encode(vectors, histories.offsets, histories.time_ms)
         version = items.version_of_behaviours(histories.offsets, histories.time_ms)
         return self.taste.encode(items.fixed(histories.item, version), histories.offsets, histories.time_ms)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sostenuto.ops.bucket_sum import weighted_bucket_sum
 from sostenuto.ops.jagged import newest_time, row_index, segment_sum
 
 DAY_MS = 86_400_000
@@ -50,10 +51,10 @@ class Taste(nn.Module):
         reference = newest_time(offsets, time_ms)
         age = (reference[row_index(offsets)] - time_ms).double()
         weights = torch.exp(-age[:, None] * self.rates)
-        weighted = weights[:, :, None] * vectors.double()[:, None, :]
-        sums = segment_sum(weighted.flatten(1), offsets)
+        one = torch.zeros(1, 1, dtype=torch.int32, device=vectors.device)  # a single bucket for everything
+        place = torch.zeros(vectors.shape[0], dtype=torch.int64, device=vectors.device)
         return TasteState(
-            sums=sums.view(len(reference), self.horizons, vectors.shape[1]),
+            sums=weighted_bucket_sum(vectors, weights, one, place, offsets, 1)[:, 0, 0],
             weights=segment_sum(weights, offsets),
             reference_ms=reference,
         )

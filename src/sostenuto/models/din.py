@@ -110,8 +110,10 @@ class DIN(nn.Module):
 
     def encode(self, histories: History) -> DINState:
         """Embed the behaviours; nothing here knows the candidate or the request."""
-        encoded: EncodedHistory = self.histories(histories)
-        return DINState(history=self._kept(encoded), taste=self.requests.encode(self.histories.items, histories))
+        distinct = self.histories.distinct(histories)
+        encoded: EncodedHistory = self.histories(histories, distinct)
+        taste = self.requests.encode(self.histories.items, histories, distinct)
+        return DINState(history=self._kept(encoded), taste=taste)
 
     def append(self, state: DINState, events: History) -> DINState:
         """Fold later events in; equal to encoding everything anew."""

@@ -154,7 +154,7 @@ class SDIM(nn.Module):
         return SDIMState(
             recent=encoded.newest(self.config.short_recent),
             long=self.long.encode(hashed, distinct.place, values, encoded.offsets, encoded.time_ms),
-            taste=self.requests.encode(self.histories.items, histories),
+            taste=self.requests.encode(self.histories.items, histories, distinct),
         )
 
     def append(self, state: SDIMState, events: History) -> SDIMState:
