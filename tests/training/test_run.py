@@ -142,7 +142,7 @@ def test_a_field_that_came_after_a_run_has_its_default_there(toy: PreparedData, 
     del stored["config"]["training"]["max_events"]
     path.write_text(json.dumps(stored))
     assert run_training(toy, tmp_path / "old", config_for("din")).finished.steps == 16
-    with pytest.raises(RunError, match=r"training\.max_events must be 262144 .* got 9"):
+    with pytest.raises(RunError, match=r"training\.max_events must be 524288 .* got 9"):
         run_training(toy, tmp_path / "old", config_for("din", max_events=9))
 
 

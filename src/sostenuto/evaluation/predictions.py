@@ -149,7 +149,7 @@ def predict(
     *,
     item_counts: Array | None = None,
     device: torch.device | str = "cpu",
-    max_events: int = 1 << 18,
+    max_events: int = 1 << 19,
 ) -> Predictions:
     """Score every batch with `ranker`, in evaluation mode and without gradients.
 

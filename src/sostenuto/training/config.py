@@ -45,7 +45,7 @@ class TrainingConfig:
     listwise: float = 0.0  # weight of a softmax cross-entropy inside each (request, list), added to the main loss
     batch_requests: int = 16
     evaluation_batch_requests: int = 32
-    max_events: int = 262_144  # behaviours of one pass, and an eighth of its pairs; larger batches take several passes
+    max_events: int = 524_288  # behaviours of one pass, and an eighth of its pairs; larger batches take several passes
     evaluations_per_epoch: int = 4  # on validation
     patience: int = 4  # evaluations in a row without a better validation GAUC before the run stops; 0 = never
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in training; see docs/performance.md
