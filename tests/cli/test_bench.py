@@ -56,3 +56,16 @@ def test_an_unknown_name_is_refused_before_anything_is_measured(call):
     answer = call("bench", "gauc", "match_indx", code=2)
     assert "Did you mean 'match_index'?" in answer.stderr
     assert "measuring" not in answer.stderr
+
+
+def test_a_wrong_backend_ends_in_one_line(call, monkeypatch):
+    from sostenuto.native import library
+
+    monkeypatch.setenv("SOSTENUTO_BACKEND", "fast")
+    library._resolved.cache_clear()
+    try:
+        answer = call("bench", "bucket_lookup", "--quick", code=1)
+    finally:
+        monkeypatch.undo()
+        library._resolved.cache_clear()
+    assert "SOSTENUTO_BACKEND must be auto, plain or native, got 'fast'" in answer.stderr

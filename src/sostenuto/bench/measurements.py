@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sostenuto.bench import arrays, attention, buckets, tables
+from sostenuto.bench import arrays, attention, buckets, searches, tables
 from sostenuto.bench.case import Case
 from sostenuto.bench.limits import Bound, Limits, torch_threads
 from sostenuto.bench.timing import Timing, time_in_turns
@@ -109,6 +109,20 @@ MEASUREMENTS: dict[str, Measurement] = {
             make=buckets.bucket_lookup,
             sizes=buckets.BucketSizes(users=1, candidates=500),
             quick=buckets.BucketSizes(users=2, length=30, candidates=10, signatures=4),
+        ),
+        Measurement(
+            name="hamming_search",
+            what="the nearest signatures",
+            make=searches.hamming_search,
+            sizes=searches.SearchSizes(candidates=500, length=10_000),
+            quick=searches.SearchSizes(candidates=10, length=200),
+        ),
+        Measurement(
+            name="product_search",
+            what="the largest inner products",
+            make=searches.product_search,
+            sizes=searches.SearchSizes(candidates=500, length=10_000),
+            quick=searches.SearchSizes(candidates=10, length=200),
         ),
         Measurement(
             name="table_lookup",

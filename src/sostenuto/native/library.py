@@ -16,6 +16,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sostenuto.schema.errors import NoLibrary
+
 VERSION = 7  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/attention.cpp
@@ -180,10 +182,6 @@ class Library:
     processor: str  # the instruction set it was compiled for
 
 
-class NoLibrary(RuntimeError):
-    """The compiled library was asked for and cannot be had."""
-
-
 def _path(processor: str) -> Path:
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
     return FOLDER / f"sostenuto_{processor}{suffix}"
@@ -281,7 +279,6 @@ __all__ = [
     "HashShape",
     "InterestShape",
     "Library",
-    "NoLibrary",
     "PeakShape",
     "RowUpdate",
     "RowsShape",

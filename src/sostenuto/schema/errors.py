@@ -4,6 +4,7 @@
     |- SpecError (ValueError)            a spec, a recipe or an option says something we refuse
     |- DataError (ValueError)            the data themselves break a promise
     |- RunError (RuntimeError)           a run folder is missing, half-written or of another format
+    |- NoLibrary (RuntimeError)        the compiled operators are asked for and cannot be had
     |- MissingSource (FileNotFoundError) a data set is not on this machine; the text says how to get it
     `- MissingExtra (ImportError)        an optional dependency is needed; the text names the extra
 
@@ -32,6 +33,10 @@ class RunError(SostenutoError, RuntimeError):
     """A run folder cannot be used as it stands."""
 
 
+class NoLibrary(SostenutoError, RuntimeError):
+    """The compiled library was asked for and cannot be had."""
+
+
 class MissingSource(SostenutoError, FileNotFoundError):
     """A data set is not here; the text holds the exact command that gets it."""
 
@@ -54,6 +59,7 @@ __all__ = [
     "DataError",
     "MissingExtra",
     "MissingSource",
+    "NoLibrary",
     "RunError",
     "SostenutoError",
     "SpecError",
