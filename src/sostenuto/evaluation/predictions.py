@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sostenuto.schema.histories import RequestBatch
     from sostenuto.schema.ranker import Ranker
 
+SCORED_EVENTS = 1 << 19  # behaviours of one pass when nothing is learnt
+
 LISTS_AT_MOST = 256  # list_id is a byte in prepared data
 _DTYPES = {
     "request": np.int64,
@@ -149,7 +151,7 @@ def predict(
     *,
     item_counts: Array | None = None,
     device: torch.device | str = "cpu",
-    max_events: int = 1 << 19,
+    max_events: int = SCORED_EVENTS,
 ) -> Predictions:
     """Score every batch with `ranker`, in evaluation mode and without gradients.
 

@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sostenuto.data.prepared import PreparedData, Requests
+from sostenuto.evaluation.predictions import SCORED_EVENTS
+from sostenuto.features.batch_parts import PAIRS_PER_EVENT, batch_parts
 from sostenuto.features.collation import Collator
 from sostenuto.features.loading import RequestLoader
 from sostenuto.schema.histories import RequestBatch
@@ -371,10 +373,11 @@ def scoring_bytes(ranker: Any, batch: RequestBatch) -> int:
             live.ignore([*ranker.parameters(), *ranker.buffers()])
             was_training = ranker.training
             ranker.eval()
-        output = ranker.score(ranker.encode(batch.histories), batch.candidates, batch.context)
+        for part in batch_parts(batch, SCORED_EVENTS):
+            output = ranker.score(ranker.encode(part.batch.histories), part.batch.candidates, part.batch.context)
+            del output
         if isinstance(ranker, nn.Module):
             ranker.train(was_training)
-        del output
     return int(live.most)
 
 
@@ -491,9 +494,12 @@ def _with_activations(
     light_rows = load.rows[by_pairs][:LIGHT_REQUESTS]
     light = loader.collator.batch(loader.requests, light_rows).to(device)
     lengths = light.histories.lengths * light.candidates.lengths
-    light_pairs = max(int(lengths.sum()), 1)
+    light_pairs, light_events = max(int(lengths.sum()), 1), max(int(light.histories.item.shape[0]), 1)
     light_bytes = training_bytes(ranker, light, objective, config.training)
-    whole = int(light_bytes * max(load.pairs[by_pairs] / light_pairs, len(load.rows[by_pairs]) / len(light_rows)))
+    most_events = config.training.max_events  # of a pass; a batch may take several
+    pairs = min(int(load.pairs[by_pairs]), most_events * PAIRS_PER_EVENT)
+    events = min(int(load.events[by_pairs]), most_events)
+    whole = int(light_bytes * max(pairs / light_pairs, events / light_events, 1.0))
     if plan.available and whole > 0.9 * plan.available:
         return replace(plan, activations=whole, heaviest=load.at(by_pairs), tried=False)
     most, at = 0, by_pairs
