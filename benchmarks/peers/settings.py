@@ -37,6 +37,7 @@ class Given:
     seconds: float
     candidates: int
     backend: str
+    precision: str
 
 
 def parse(description: str | None, *, tasks: tuple[str, ...], models: tuple[str, ...] = ("din", "sdim")) -> Given:
@@ -56,5 +57,6 @@ def parse(description: str | None, *, tasks: tuple[str, ...], models: tuple[str,
     parser.add_argument("--steps", type=int, default=3, help="measured steps at least")
     parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds at least")
     parser.add_argument("--candidates", type=int, default=500, help="of the one user that is scored")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="Sostenuto only")
     parser.add_argument("--backend", choices=["auto", "plain", "native"], default="auto", help="Sostenuto only")
     return Given(**vars(parser.parse_args()))

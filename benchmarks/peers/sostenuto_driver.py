@@ -159,6 +159,7 @@ def training_config(given: Given) -> Any:
         warmup_steps=0,
         max_grad_norm=GRADIENT_NORM,
         weighting="candidate",
+        precision=given.precision,
         seed=given.seed,
     )
 
