@@ -4,7 +4,10 @@
 
 Each measurement runs in a process of its own; its peak resident memory is what the system says of that child. That
 counts pages of mapped files too, which the system may take back at any time; the peak of anonymous memory, which it
-cannot, is sampled every 50 ms where /proc tells it (0 elsewhere). The log has users, items, times, actions and values; `prepare` writes the whole folder, requests of `global-time` included.
+cannot, is sampled every 50 ms where /proc tells it (0 elsewhere).
+
+The log has users, items, times, actions and values; `prepare` writes the whole folder, requests of `global-time`
+included.
 """
 
 from __future__ import annotations
