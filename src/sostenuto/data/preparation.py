@@ -34,7 +34,7 @@ from sostenuto.data.prepared import (
     write_requests,
 )
 from sostenuto.data.protocols import load_protocol
-from sostenuto.data.protocols.core import Core, MadeRequests
+from sostenuto.data.protocols.core import Core, MadeRequests, event_users
 from sostenuto.data.reading import BLOCK_BYTES, PARQUET_ROWS, read_chunks
 from sostenuto.data.rejects import Rejects
 from sostenuto.data.side_tables import Built, SideTable, build_fields, indexed, read_table, weighted_moments
@@ -489,8 +489,10 @@ def finish(
         write_vocabulary(folder, name, ids)
 
     item_table, levels, built = _write_items(folder, intake, spec, items, item_ids, by_item)
-    by_user = np.add.reduceat(np.append(training, False).astype(np.int64), raw.offsets[:-1])
-    by_user[np.diff(raw.offsets) == 0] = 0
+    by_user = np.zeros(len(raw.offsets) - 1, np.int64)
+    for start in range(0, total, PIECE):
+        stop = min(start + PIECE, total)
+        by_user += np.bincount(event_users(raw, start, stop)[training[start:stop]], minlength=len(by_user))
     user_fields = _write_users(folder, spec, users, final["user"], by_user)
     has_value = any(source.value is not None for source in spec.events)
     value_mean, value_std = _moments(raw.value, training, log=True) if has_value else (0.0, 1.0)
@@ -567,7 +569,8 @@ def prepare(
         out:       folder to make; must not exist or be empty, unless `overwrite`.
         seed:      draws the order of events of one moment, and whatever the protocol samples.
         memory_mb: bound on what reading and sorting hold at once, MB. Vocabularies, side tables and requests come on
-            top: they grow with distinct ids and with requests, not with events.
+            top: they grow with distinct ids and with requests. Flags and the starts of moments add about 10 bytes an
+            event; everything longer is mapped from files, whose pages the system takes back when it needs them.
         overwrite: replace an earlier prepared folder; any other folder is refused.
         progress:  called with (stage, done, total).
     Raises:

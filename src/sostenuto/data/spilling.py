@@ -7,7 +7,7 @@ memory, each range is sorted by user and time, and the sorted columns are writte
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from sostenuto.data.prepared import Array
 
+KEYS_AT_ONCE = 1 << 22  # int64 keys that `sorted_keys` holds, three copies at its peak
 SORT_COPIES = 6  # copies of a record that sorting a range holds at its peak, measured generously
 
 
@@ -60,6 +61,10 @@ class Spill:
         with self.path.open("rb") as file:
             while len(piece := np.fromfile(file, self.dtype, records)):
                 yield piece
+
+    def part(self, start: int, stop: int) -> Array:
+        """Return the records start .. stop."""
+        return np.fromfile(self.path, self.dtype, stop - start, offset=start * self.dtype.itemsize)
 
     def all(self) -> Array:
         """Return all records."""
@@ -143,6 +148,59 @@ def order_events(columns: Mapping[str, Array], seed: int, *, content: list[str])
     return order
 
 
+def sorted_keys(pieces: Iterable[Array], total: int, path: Path, *, most: int = KEYS_AT_ONCE) -> Array:
+    """Return int64 keys in order: in memory where there are at most `most`, else mapped from the file `path`.
+
+    Sorted runs of `most` keys are spilled; evenly spaced keys of all runs then cut the keys into ranges of at most
+    `most` (more only where so many are equal), each of which is read, sorted and written.
+
+    Args:
+        pieces: the keys, in any order and cut.
+        total:  how many there are.
+        path:   file to make where they are many; `<path>.runs` lies beside it meanwhile.
+    """
+    if total <= most:
+        return np.sort(np.concatenate([np.zeros(0, np.int64), *pieces]))
+    path.unlink(missing_ok=True)  # never cut short: an earlier file may still be mapped
+    runs = Spill(path.with_name(f"{path.name}.runs"), np.dtype(np.int64))
+    num_runs = -(-total // most)
+    step = max(most // (2 * num_runs), 1)
+    spaced = []
+    for run in _runs(pieces, most):
+        run.sort()
+        runs.append(run)
+        spaced.append(run[::step].copy())
+    assert runs.length == total, (runs.length, total)
+    cuts = np.sort(np.concatenate(spaced))[num_runs::num_runs]
+    del spaced
+    mapped = np.memmap(runs.path, np.int64, "r")
+    starts = range(0, total, most)
+    edges = np.array([start + np.searchsorted(mapped[start : start + most], cuts) for start in starts])
+    edges = np.column_stack((list(starts), edges, [min(start + most, total) for start in starts]))
+    del mapped
+    ordered = Spill(path, np.dtype(np.int64))
+    for low, high in zip(edges.T[:-1].tolist(), edges.T[1:].tolist(), strict=True):
+        ordered.append(np.sort(np.concatenate([runs.part(a, b) for a, b in zip(low, high, strict=True)])))
+    runs.remove()
+    return np.asarray(np.memmap(path, np.int64, "r"))
+
+
+def _runs(pieces: Iterable[Array], most: int) -> Iterator[Array]:
+    """Yield the keys in runs of `most`, the last perhaps shorter; each run is overwritten by the next."""
+    run, filled = np.empty(most, np.int64), 0
+    for piece in pieces:
+        done = 0
+        while done < len(piece):
+            taken = min(most - filled, len(piece) - done)
+            run[filled : filled + taken] = piece[done : done + taken]
+            filled, done = filled + taken, done + taken
+            if filled == most:
+                yield run
+                filled = 0
+    if filled:
+        yield run[:filled]
+
+
 def sync_tree(folder: Path) -> None:
     """Force every file and folder below `folder` to the disk."""
     for path in [*sorted(folder.rglob("*")), folder]:
@@ -154,6 +212,7 @@ def sync_tree(folder: Path) -> None:
 
 
 __all__ = [
+    "KEYS_AT_ONCE",
     "SORT_COPIES",
     "ArrayFile",
     "Spill",
@@ -161,6 +220,7 @@ __all__ = [
     "mixed",
     "order_events",
     "records_of",
+    "sorted_keys",
     "sync_tree",
     "user_ranges",
 ]

@@ -53,6 +53,13 @@ def test_moments_are_the_distinct_user_times(times: list[list[int]]) -> None:
         assert (users[rows] == found.user[m]).all()
 
 
+@given(logs, st.integers(0, 80), st.integers(0, 80))
+def test_users_of_a_stretch_are_those_of_all_events(times: list[list[int]], start: int, stop: int) -> None:
+    b = behaviours(times)
+    start, stop = sorted((min(start, len(b.item)), min(stop, len(b.item))))
+    np.testing.assert_array_equal(event_users(b, start, stop), event_users(b)[start:stop])
+
+
 @given(st.lists(st.integers(0, 2_000_000_000), min_size=1, max_size=10))
 @settings(max_examples=30)
 def test_local_days_follow_the_clock_of_the_zone(seconds: list[int]) -> None:

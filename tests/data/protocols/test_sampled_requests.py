@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sostenuto.data import preparation
 from sostenuto.data.preparation import prepare
 from sostenuto.data.prepared import SPLITS, PreparedData
+from sostenuto.data.protocols import leave_last_out, popularity_sampling, split_times
 from sostenuto.data.protocols.popularity_sampling import DAY_MS, PopularityWindows, draw_negatives
 from sostenuto.data.spec import make_spec
 from sostenuto.schema.errors import SpecError
@@ -193,13 +195,39 @@ def test_splits_may_begin_at_times_of_the_spec_zone(tmp_path):
     assert data.manifest.protocol.settings["test_from_ms"] == 1_604_052_000_000
 
 
-@given(st.integers(0, 10_000))
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_windows_equal_plain_counting(seed):
+PROTOCOLS = [
+    {"name": "global-time"},
+    {"name": "global-time", "moment": "session", "popularity": "training", "positive_min_value": 3.0},
+    {"name": "global-time", "positive_actions": ["buy"], "min_item_events": 2, "train_requests": 90},
+    {"name": "leave-last-out", "train_requests": 200, "valid_requests": 7},
+    {"name": "leave-last-out", "moment": "session"},
+]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: "-".join(map(str, protocol.values())))
+def test_requests_do_not_depend_on_how_much_is_held_at_once(tmp_path, monkeypatch, protocol):
+    write_log(tmp_path, seed=8)
+    whole = prepared(tmp_path, "whole", **protocol)
+    for module in (popularity_sampling, split_times, leave_last_out, preparation):
+        monkeypatch.setattr(module, "PIECE", 37)
+    monkeypatch.setattr(PopularityWindows.__init__, "__kwdefaults__", {"counted": None, "most": 100})
+    pieces = prepared(tmp_path, "pieces", **protocol)
+    assert not list(pieces.folder.glob("popularity-*"))
+    assert pieces.manifest.counts == whole.manifest.counts
+    assert pieces.manifest.protocol == whole.manifest.protocol
+    for split in SPLITS:
+        a, b = whole.requests(split), pieces.requests(split)
+        for name in ("user", "time_ms", "prefix", "place", "offsets", "item", "label"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+@given(st.integers(0, 10_000), st.sampled_from([7, 64, 1_000]))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_windows_equal_plain_counting(tmp_path, seed, most):
     rng = np.random.default_rng(seed)
     time_ms, item = rng.integers(0, 50, 200), rng.integers(0, 12, 200)
     counted = rng.random(200) < 0.7
-    windows = PopularityWindows(time_ms, item, 12, counted)
+    windows = PopularityWindows(time_ms, item, 12, counted, scratch=tmp_path, most=most)
     low, high = rng.integers(-10, 60, 40), rng.integers(-10, 60, 40)
     high = np.maximum(low, high)
     asked = rng.integers(0, 12, 40)
@@ -214,11 +242,11 @@ def test_windows_equal_plain_counting(seed):
         assert Counter(windows.items_at(np.arange(start, stop)).tolist()) == Counter(item[inside].tolist())
 
 
-def test_negatives_follow_popularity():
+def test_negatives_follow_popularity(tmp_path):
     rng = np.random.default_rng(0)
     popularity = np.array([1, 2, 4, 8, 16, 32])
     item = np.repeat(np.arange(6), popularity)
-    windows = PopularityWindows(np.zeros(len(item), int), item, 6)
+    windows = PopularityWindows(np.zeros(len(item), int), item, 6, scratch=tmp_path)
     draws = 10_000
     low, high = np.zeros(draws, int), np.ones(draws, int)
     taken = np.arange(draws) * 6 + 5  # the most popular item is always taken

@@ -69,10 +69,14 @@ class RequestProtocol(typing.Protocol):
         ...
 
 
-def event_users(behaviours: Behaviours) -> Array:
-    """Return (N,) int32, the user index of every event."""
-    users = np.arange(len(behaviours.offsets) - 1, dtype=np.int32)
-    return np.repeat(users, np.diff(behaviours.offsets))
+def event_users(behaviours: Behaviours, start: int = 0, stop: int | None = None) -> Array:
+    """Return (stop - start,) int32, the user index of the events start .. stop; all of them where nothing is said."""
+    offsets = behaviours.offsets
+    stop = len(behaviours.item) if stop is None else stop
+    first = max(int(np.searchsorted(offsets, start, side="right")) - 1, 0)
+    last = max(int(np.searchsorted(offsets, stop)), first)
+    edges = np.clip(offsets[first : last + 1], start, stop)
+    return np.repeat(np.arange(first, last, dtype=np.int32), np.diff(edges))
 
 
 def prefix_lengths(behaviours: Behaviours, user: Array, time_ms: Array) -> Array:

@@ -55,6 +55,7 @@ class GlobalTime:
             given,
             seed=seed,
             training_window=(int(np.min(times)), valid_ms),
+            scratch=folder,
         )
         protocol = Protocol(
             name=self.name,

@@ -16,6 +16,7 @@ import numpy as np
 from sostenuto.data.prepared import Array, Protocol
 from sostenuto.data.protocols.core import Core, MadeRequests, event_users
 from sostenuto.data.protocols.popularity_sampling import (
+    PIECE,
     Groups,
     SamplingSettings,
     group_events,
@@ -33,14 +34,13 @@ class LeaveLastOutSettings(SamplingSettings):
 
 
 def _splits(groups: Groups) -> Array:
-    """Return (G,) 0 train, 1 valid, 2 test; groups are by user, and sessions are numbered by their first event."""
-    user = groups.user(slice(None))
-    last = np.ones(len(groups), bool)
-    last[:-1] = user[1:] != user[:-1]
-    one_before = np.zeros(len(groups), bool)
-    one_before[:-1] = last[1:] & ~last[:-1]
-    enough = np.bincount(user, minlength=1)[user] >= FEWEST_MOMENTS
-    return np.where(enough & last, 2, np.where(enough & one_before, 1, 0)).astype(np.int8)
+    """Return (G,) int8 0 train, 1 valid, 2 test; groups are by user, and sessions are numbered by their first event."""
+    bounds = groups.user_bounds()
+    behind = bounds[1:][np.diff(bounds) >= FEWEST_MOMENTS]
+    split = np.zeros(len(groups), np.int8)
+    split[behind - 1] = 2
+    split[behind - 2] = 1
+    return split
 
 
 class LeaveLastOut:
@@ -59,7 +59,12 @@ class LeaveLastOut:
         valid_from = np.full(len(core.behaviours.offsets) - 1, NEVER, np.int64)
         valid = np.flatnonzero(split == 1)
         valid_from[groups.user(valid)] = groups.time_ms(valid)
-        return np.asarray(core.behaviours.time_ms) < valid_from[event_users(core.behaviours)]
+        times = core.behaviours.time_ms
+        training = np.empty(len(times), bool)
+        for start in range(0, len(times), PIECE):
+            stop = min(start + PIECE, len(times))
+            training[start:stop] = times[start:stop] < valid_from[event_users(core.behaviours, start, stop)]
+        return training
 
     def make_requests(self, core: Core, folder: Path, *, seed: int, settings: Mapping[str, Any]) -> MadeRequests:
         """Return the requests of every split; `folder` stays as it is."""
@@ -75,6 +80,7 @@ class LeaveLastOut:
             given,
             seed=seed,
             training_window=(int(times.min()), int(times.max()) + 1),
+            scratch=folder,
         )
         protocol = Protocol(
             name=self.name,

@@ -7,8 +7,11 @@ and "was never seen before" would give them away, so they are left out and count
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,11 +19,11 @@ from pydantic import Field, model_validator
 
 from sostenuto.data.prepared import SPLITS, Array, Behaviours, Requests
 from sostenuto.data.protocols.core import Core, event_users, prefix_lengths
-from sostenuto.data.protocols.split_times import Settings, chosen_rows
+from sostenuto.data.protocols.split_times import PIECE, Settings, chosen_flags
+from sostenuto.data.spilling import KEYS_AT_ONCE, sorted_keys, user_ranges
 from sostenuto.schema.errors import SpecError, did_you_mean
 
 DAY_MS = 86_400_000
-PIECE = 1 << 20  # events looked at together where all of them are
 BATCH_REQUESTS = 50_000  # requests drawn at once; the random stream restarts with each batch, so it is part of the seed
 MOST_ROUNDS = 100  # after so many draws the window is called too narrow for this request
 
@@ -69,7 +72,11 @@ class Groups:
     def first_event(self, groups: Array | slice) -> Array:
         """Return the event row that opens each group."""
         first = self.first[:-1][groups].astype(np.int64)
-        return first if self.rows is None else self.rows[first]
+        return first if self.rows is None else self.rows[first].astype(np.int64)
+
+    def user_bounds(self) -> Array:
+        """Return (U + 1,) int64: user u has the groups bounds[u] .. bounds[u + 1]."""
+        return np.searchsorted(self.first, self.behaviours.offsets.astype(self.first.dtype))
 
     def user(self, groups: Array | slice) -> Array:
         """Return (R,) int32 the user of each group."""
@@ -87,7 +94,7 @@ class Groups:
         owner = np.repeat(np.arange(len(groups)), lengths)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         places = start[owner] + within
-        return (places if self.rows is None else self.rows[places]), owner
+        return (places if self.rows is None else self.rows[places].astype(np.int64)), owner
 
     def pieces(self) -> Iterator[slice]:
         """Yield slices that cover all groups."""
@@ -106,7 +113,7 @@ def group_events(core: Core, moment: str) -> Groups:
     if moment == "session":
         if core.session is None:
             raise SpecError("moment = 'session' needs `session` in [events], there is none; name it or use 'time'")
-        rows = np.lexsort((core.session, event_users(behaviours)))  # stable: a session stays in order of time
+        rows = _by_session(behaviours, core.session)
         key = core.session
     total = len(key)
     starts = np.zeros(total, bool)
@@ -126,6 +133,16 @@ def group_events(core: Core, moment: str) -> Groups:
     return Groups(rows=rows, first=first, behaviours=behaviours)
 
 
+def _by_session(behaviours: Behaviours, session: Array) -> Array:
+    """Return (N,) event rows by user and session; a session stays in order of time."""
+    total = len(session)
+    rows = np.empty(total, np.uint32 if total < 2**32 else np.int64)
+    edges = behaviours.offsets[user_ranges(np.diff(behaviours.offsets), PIECE)].tolist()
+    for start, stop in itertools.pairwise(edges):
+        rows[start:stop] = start + np.lexsort((session[start:stop], event_users(behaviours, start, stop)))
+    return rows
+
+
 def positive_events(core: Core, settings: SamplingSettings) -> Array:
     """Return (N,) bool: which events can be a positive.
 
@@ -134,6 +151,7 @@ def positive_events(core: Core, settings: SamplingSettings) -> Array:
     """
     behaviours = core.behaviours
     flags = np.ones(len(behaviours.item), bool)
+    pieces = [slice(start, start + PIECE) for start in range(0, len(flags), PIECE)]
     if settings.positive_actions:
         known = core.vocabularies["action"].to_list() if "action" in core.vocabularies else []
         for name in settings.positive_actions:
@@ -143,17 +161,36 @@ def positive_events(core: Core, settings: SamplingSettings) -> Array:
                     f"got {name!r}.{did_you_mean(name, known[2:])}"
                 )
         chosen = [known.index(name) for name in settings.positive_actions]
-        flags &= np.isin(behaviours.action, chosen)
+        for piece in pieces:
+            flags[piece] &= np.isin(behaviours.action[piece], chosen)
     if settings.positive_min_value is not None:
-        flags &= np.asarray(behaviours.value) >= settings.positive_min_value  # NaN is never
+        for piece in pieces:
+            flags[piece] &= np.asarray(behaviours.value[piece]) >= settings.positive_min_value  # NaN is never
     return flags
 
 
 class PopularityWindows:
-    """The events that make items popular, sorted once by time and once by item: windows are binary searches."""
+    """The events that make items popular, sorted once by time and once by item: windows are binary searches.
 
-    def __init__(self, time_ms: Array, item: Array, num_items: int, counted: Array | None = None) -> None:
-        """Index the events, or those that `counted` marks."""
+    Both orders of a long log are files mapped from disk: 16 bytes an event of which memory holds what fits.
+    """
+
+    def __init__(
+        self,
+        time_ms: Array,
+        item: Array,
+        num_items: int,
+        counted: Array | None = None,
+        *,
+        scratch: Path,
+        most: int = KEYS_AT_ONCE,
+    ) -> None:
+        """Index the events, or those that `counted` marks.
+
+        Args:
+            scratch: folder of the sorted files, which must outlive this object; nothing is written for a short log.
+            most:    events that are sorted at once.
+        """
         total = len(item) if counted is None else int(counted.sum())
         edges = [(int(t.min()), int(t.max())) for t, _ in self._pieces(time_ms, item, counted) if len(t)]
         self.start = min((low for low, _ in edges), default=0)
@@ -164,16 +201,10 @@ class PopularityWindows:
                 f"a log must span fewer than 2**63 / items ms, this one spans {self.span} ms with {num_items} items; "
                 "reject its impossible times"
             )
-        self._by_time = np.empty(total, np.int64)
-        self._by_item = np.empty(total, np.int64)
-        filled = 0
-        for times, items in self._pieces(time_ms, item, counted):
-            inside = slice(filled, filled + len(times))
-            self._by_time[inside] = (times - self.start) * num_items + items
-            self._by_item[inside] = items * self.span + (times - self.start)
-            filled += len(times)
-        self._by_time.sort()
-        self._by_item.sort()
+        by_time = ((t - self.start) * num_items + i for t, i in self._pieces(time_ms, item, counted))
+        by_item = (i * self.span + (t - self.start) for t, i in self._pieces(time_ms, item, counted))
+        self._by_time = sorted_keys(by_time, total, scratch / "by_time.keys", most=most)
+        self._by_item = sorted_keys(by_item, total, scratch / "by_item.keys", most=most)
 
     @staticmethod
     def _pieces(time_ms: Array, item: Array, counted: Array | None) -> Iterator[tuple[Array, Array]]:
@@ -334,6 +365,7 @@ def sampled_requests(
     *,
     seed: int,
     training_window: tuple[int, int],
+    scratch: Path,
 ) -> tuple[dict[str, Requests], dict[str, int]]:
     """Make the requests of every split.
 
@@ -342,18 +374,14 @@ def sampled_requests(
         split:           (G,) 0 train, 1 valid, 2 test, anything else no request.
         training:        (N,) bool, events that the popularity of `training` counts.
         training_window: its first ms and the ms behind its last.
+        scratch:         folder for temporary files; they are removed.
     Returns:
         Requests by split, and counts of what was left out and why.
     """
     behaviours = core.behaviours
     positive = positive_events(core, settings)
     counted = positive & training if settings.popularity == "training" else positive
-    windows = PopularityWindows(behaviours.time_ms, behaviours.item, core.features.num_items, counted)
-    del counted
-    if groups.rows is None and len(groups):
-        has_positive = np.logical_or.reduceat(positive, groups.first[:-1])
-    else:
-        has_positive = np.ones(len(groups), bool)
+    possible = _with_positive(groups, positive)
     counts: dict[str, int] = {
         "positives_outside_universe": 0,
         "positives_beyond_most": 0,
@@ -361,30 +389,46 @@ def sampled_requests(
         "requests_without_candidates": 0,
     }
     made = {}
-    for number, name in enumerate(SPLITS):
-        eligible = np.flatnonzero((split == number) & has_positive)
-        counts[f"{name}_moments"] = len(eligible)
-        eligible = chosen_rows(eligible, settings.most(number), seed, number)
-        # in order of time, so that a batch looks at one stretch of the log
-        eligible = eligible[np.argsort(groups.time_ms(eligible), kind="stable")]
-        drawn = []
-        for at, start in enumerate(range(0, len(eligible), BATCH_REQUESTS)):
-            chosen = eligible[start : start + BATCH_REQUESTS]
-            time_ms = groups.time_ms(chosen)
-            if settings.min_history:
-                enough = prefix_lengths(behaviours, groups.user(chosen), time_ms) >= settings.min_history
-                chosen, time_ms = chosen[enough], time_ms[enough]
-            if settings.popularity == "training":
-                window = tuple(np.full(len(chosen), edge, np.int64) for edge in training_window)
-            else:
-                window = (time_ms - int(settings.popularity_days * DAY_MS), time_ms)
-            generator = np.random.default_rng([seed, 2, number, at])
-            both = (window[0], window[1])
-            drawn.append(_draw_batch(core, groups, chosen, positive, windows, both, settings, generator, counts))
-        made[name] = _requests(behaviours, groups, drawn)
-        counts[f"{name}_requests"] = len(made[name])
-        counts[f"{name}_candidates"] = len(made[name].item)
+    with tempfile.TemporaryDirectory(prefix="popularity-", dir=scratch) as folder:
+        times, items = behaviours.time_ms, behaviours.item
+        windows = PopularityWindows(times, items, core.features.num_items, counted, scratch=Path(folder))
+        del counted
+        for number, name in enumerate(SPLITS):
+            flags = split == number
+            flags &= possible
+            counts[f"{name}_moments"] = int(np.count_nonzero(flags))
+            eligible = chosen_flags(flags, settings.most(number), seed, number)
+            del flags
+            # in order of time, so that a batch looks at one stretch of the log
+            eligible = eligible[np.argsort(groups.time_ms(eligible), kind="stable")]
+            drawn = []
+            for at, start in enumerate(range(0, len(eligible), BATCH_REQUESTS)):
+                chosen = eligible[start : start + BATCH_REQUESTS]
+                time_ms = groups.time_ms(chosen)
+                if settings.min_history:
+                    enough = prefix_lengths(behaviours, groups.user(chosen), time_ms) >= settings.min_history
+                    chosen, time_ms = chosen[enough], time_ms[enough]
+                if settings.popularity == "training":
+                    window = tuple(np.full(len(chosen), edge, np.int64) for edge in training_window)
+                else:
+                    window = (time_ms - int(settings.popularity_days * DAY_MS), time_ms)
+                generator = np.random.default_rng([seed, 2, number, at])
+                both = (window[0], window[1])
+                drawn.append(_draw_batch(core, groups, chosen, positive, windows, both, settings, generator, counts))
+            made[name] = _requests(behaviours, groups, drawn)
+            counts[f"{name}_requests"] = len(made[name])
+            counts[f"{name}_candidates"] = len(made[name].item)
     return made, counts
+
+
+def _with_positive(groups: Groups, positive: Array) -> Array:
+    """Return (G,) bool: which groups hold a positive; sessions are looked at only when they are drawn."""
+    found = np.ones(len(groups), bool)
+    if groups.rows is None:
+        for piece in groups.pieces():
+            first = groups.first[piece.start : piece.stop + 1].astype(np.int64)
+            found[piece] = np.logical_or.reduceat(positive[first[0] : first[-1]], first[:-1] - first[0])
+    return found
 
 
 def _requests(behaviours: Behaviours, groups: Groups, drawn: list[_Drawn]) -> Requests:
@@ -416,6 +460,7 @@ __all__ = [
     "BATCH_REQUESTS",
     "DAY_MS",
     "MOST_ROUNDS",
+    "PIECE",
     "Groups",
     "PopularityWindows",
     "SamplingSettings",

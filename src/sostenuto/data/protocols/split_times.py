@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import zoneinfo
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sostenuto.data.prepared import SPLITS, Array
 from sostenuto.schema.errors import DataError, SpecError, did_you_mean
+
+PIECE = 1 << 20  # values looked at together where all of them are
+COUNTED_BITS = 18  # leading bits that one pass over the values settles
 
 SplitStart = float | datetime.datetime | datetime.date | str
 
@@ -47,12 +50,33 @@ def read_settings(kind: type[Given], protocol: str, settings: Mapping[str, Any])
         raise SpecError(f"settings of protocol {protocol!r} are refused: {text}") from error
 
 
+def kth_smallest(values: Array, place: int) -> int:
+    """Return what `np.sort(values)[place]` is of int64 values, read piece by piece and never copied as a whole."""
+
+    def pieces() -> Iterator[Array]:
+        return (np.asarray(values[start : start + PIECE]) for start in range(0, len(values), PIECE))
+
+    edges = [(int(piece.min()), int(piece.max())) for piece in pieces()]
+    low, high = min(edge for edge, _ in edges), max(edge for _, edge in edges)
+    while low < high:
+        shift = max((high - low).bit_length() - COUNTED_BITS, 0)
+        counts = np.zeros(1 << COUNTED_BITS, np.int64)
+        for piece in pieces():
+            inside = piece[(piece >= low) & (piece <= high)] - low
+            counts += np.bincount(inside >> shift, minlength=len(counts))
+        ends = np.cumsum(counts)
+        found = int(np.searchsorted(ends, place, side="right"))
+        place -= int(ends[found] - counts[found])
+        low += found << shift
+        high = min(high, low + (1 << shift) - 1)
+    return low
+
+
 def _start_ms(name: str, start: SplitStart, times: Array, time_zone: str) -> int:
     if isinstance(start, bool | int | float):
         if not 0 < start < 1:
             raise SpecError(f"{name} must be a share between 0 and 1 or a time, got {start!r}; write a date as text")
-        place = math.ceil(start * (len(times) - 1))
-        return int(np.partition(times, place)[place])  # one copy, whole numbers: np.quantile makes several
+        return kth_smallest(times, math.ceil(start * (len(times) - 1)))
     if isinstance(start, str):
         try:
             start = datetime.datetime.fromisoformat(start)
@@ -92,8 +116,28 @@ def chosen_rows(rows: Array, most: int | None, seed: int, split: int) -> Array:
     """Return at most `most` of the rows, drawn by the seed, in their order."""
     if most is None or len(rows) <= most:
         return rows
+    return rows[_drawn_places(len(rows), most, seed, split)]
+
+
+def chosen_flags(flags: Array, most: int | None, seed: int, split: int) -> Array:
+    """Return `chosen_rows` of the rows that are marked True, without listing all of them."""
+    counts = [int(np.count_nonzero(flags[start : start + PIECE])) for start in range(0, len(flags), PIECE)]
+    total = sum(counts)
+    if most is None or total <= most:
+        return np.flatnonzero(flags)
+    places = _drawn_places(total, most, seed, split)
+    rows, before = [], 0
+    for at, count in enumerate(counts):
+        inside = places[slice(*np.searchsorted(places, (before, before + count)))] - before
+        rows.append(np.flatnonzero(flags[at * PIECE : (at + 1) * PIECE])[inside] + at * PIECE)
+        before += count
+    return np.concatenate(rows)
+
+
+def _drawn_places(total: int, most: int, seed: int, split: int) -> Array:
+    """Return `most` of `total` > `most` places, drawn by the seed, in order."""
     generator = np.random.default_rng([seed, 1, split])
-    return np.sort(generator.choice(rows, most, replace=False, shuffle=False))
+    return np.sort(generator.choice(total, most, replace=False, shuffle=False))
 
 
 def span(times: Array) -> tuple[int, int]:
@@ -101,4 +145,15 @@ def span(times: Array) -> tuple[int, int]:
     return (int(times.min()), int(times.max())) if len(times) else (0, 0)
 
 
-__all__ = ["SPLITS", "Settings", "SplitStart", "chosen_rows", "read_settings", "span", "split_of", "split_starts"]
+__all__ = [
+    "SPLITS",
+    "Settings",
+    "SplitStart",
+    "chosen_flags",
+    "chosen_rows",
+    "kth_smallest",
+    "read_settings",
+    "span",
+    "split_of",
+    "split_starts",
+]
