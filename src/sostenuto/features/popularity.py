@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sostenuto.ops.sorted_search import lower_bounds
 from sostenuto.schema.errors import DataError
 from sostenuto.schema.features import Field
 
@@ -24,14 +25,17 @@ class EventTimes:
     """Sorted event times per key: answers "how many events of this key in [from, to)".
 
     Key and time are one number, so that one binary search answers: rank of the key times the span of all times, plus
-    the time.
+    the time. It stays among the events of the key, and the search for the rank among keys that begin alike.
     """
 
     def __init__(self, key: Array, time_ms: Array) -> None:
         self.first_ms = int(time_ms.min()) if len(time_ms) else 0
         self.span = (int(time_ms.max()) - self.first_ms + 1 if len(time_ms) else 0) + 1
         self.keys, rank, events = np.unique(key, return_inverse=True, return_counts=True)
-        self.starts = np.cumsum(events) - events
+        self.starts = np.concatenate(([0], np.cumsum(events)))
+        self.last_key = int(self.keys[-1]) if len(self.keys) else 0
+        self.shift = max(0, self.last_key.bit_length() - (2 * len(self.keys)).bit_length())
+        self.heads = np.searchsorted(self.keys, np.arange((self.last_key >> self.shift) + 2) << self.shift)
         if len(self.keys) * self.span > np.iinfo(np.int64).max:
             raise DataError(
                 f"keys times milliseconds of the log must be below 2 ** 63, got {len(self.keys)} keys over "
@@ -43,11 +47,13 @@ class EventTimes:
         """Return (C,) events of `key` with time in [since, moment)."""
         if not len(self.keys):
             return np.zeros(len(key), np.int64)
-        at = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
-        base = at * self.span
-        high = np.searchsorted(self.joint, base + self._inside(moment))
-        low = self.starts[at] if since is None else np.searchsorted(self.joint, base + self._inside(since))
-        return np.where(self.keys[at] == key, np.maximum(high - low, 0), 0)
+        inside = np.clip(key, 0, self.last_key)
+        head = inside >> self.shift
+        at = lower_bounds(self.keys, inside, self.heads[head], self.heads[head + 1])
+        base, low, high = at * self.span, self.starts[at], self.starts[at + 1]
+        end = lower_bounds(self.joint, base + self._inside(moment), low, high)
+        begin = low if since is None else lower_bounds(self.joint, base + self._inside(since), low, high)
+        return np.where(self.keys[at] == key, np.maximum(end - begin, 0), 0)
 
     def _inside(self, moment: Array) -> Array:
         return np.asarray(np.clip(moment - self.first_ms, 0, self.span - 1))
