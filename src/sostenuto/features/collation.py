@@ -136,13 +136,13 @@ class Collator:
         """
         num_requests, num_candidates = len(user), len(item)
         past_item = np.asarray(history["item"], np.int64)
-        past_fields = {name: column[past_item] for name, column in self._item_fields.items()} | dict(event_fields)
-        past_category = self._category[past_item]
+        past_fields = self._of_items(past_item) | dict(event_fields)
+        past_category = np.take(self._category, past_item, axis=0)
         item = np.asarray(item, np.int64)
         row = np.repeat(np.arange(num_requests), np.diff(candidate_offsets))
-        fields = dict(candidate_fields) | {name: column[item] for name, column in self._item_fields.items()}
+        fields = dict(candidate_fields) | self._of_items(item)
         fields |= self._popularity.features(item, row, time_ms, place)
-        category = self._category[item]
+        category = np.take(self._category, item, axis=0)
         match = np.zeros((num_candidates, 0), np.float32)
         if self.features.match:
             keys = level_keys(self.features, past_item, past_category, past_fields)
@@ -179,6 +179,9 @@ class Collator:
             request=_tensor(np.arange(num_requests) if request is None else request),
             user=_tensor(user),
         )
+
+    def _of_items(self, item: Array) -> dict[str, Array]:
+        return {name: np.take(column, item, axis=0) for name, column in self._item_fields.items()}
 
 
 __all__ = ["Collator", "joined_slices"]

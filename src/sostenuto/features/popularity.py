@@ -45,18 +45,27 @@ class EventTimes:
 
     def count(self, key: Array, moment: Array, since: Array | None = None) -> Array:
         """Return (C,) events of `key` with time in [since, moment)."""
-        if not len(self.keys):
-            return np.zeros(len(key), np.int64)
-        inside = np.clip(key, 0, self.last_key)
-        head = inside >> self.shift
-        at = lower_bounds(self.keys, inside, self.heads[head], self.heads[head + 1])
-        base, low, high = at * self.span, self.starts[at], self.starts[at + 1]
-        end = lower_bounds(self.joint, base + self._inside(moment), low, high)
-        begin = low if since is None else lower_bounds(self.joint, base + self._inside(since), low, high)
-        return np.where(self.keys[at] == key, np.maximum(end - begin, 0), 0)
+        found = self.find(key)
+        end = self.before(found, moment)
+        return end if since is None else np.maximum(end - self.before(found, since), 0)
 
-    def _inside(self, moment: Array) -> Array:
-        return np.asarray(np.clip(moment - self.first_ms, 0, self.span - 1))
+    def find(self, key: Array) -> tuple[Array, Array]:
+        """Return (C,) ranks of keys, and whether they have events; `before` takes the two."""
+        if not len(self.keys):
+            return np.zeros(len(key), np.int64), np.zeros(len(key), np.bool_)
+        inside = np.minimum(np.maximum(key, 0), self.last_key)
+        head = inside >> self.shift
+        rank = lower_bounds(self.keys, inside, self.heads[head], self.heads[head + 1])
+        return rank, self.keys[rank] == key
+
+    def before(self, found: tuple[Array, Array], moment: Array) -> Array:
+        """Return (C,) events before a moment of keys that `find` has found."""
+        rank, known = found
+        if not len(self.keys):
+            return rank
+        inside = np.minimum(np.maximum(moment - self.first_ms, 0), self.span - 1)
+        low = self.starts[rank]
+        return (lower_bounds(self.joint, rank * self.span + inside, low, self.starts[rank + 1]) - low) * known
 
 
 class PopularityIndex:
@@ -88,9 +97,12 @@ class PopularityIndex:
         recent_total = total - np.searchsorted(self.all_times, since)
         at_place = self.by_place.count(place, time_ms)
         moment, pair = time_ms[row], place[row] * self.num_items + item
+        items = self.by_item.find(item)
+        ever = self.by_item.before(items, moment)
+        recent = np.maximum(ever - self.by_item.before(items, since[row]), 0)
         return {
-            "popularity": _log_share(self.by_item.count(item, moment), total[row]),
-            "popularity_28d": _log_share(self.by_item.count(item, moment, since[row]), recent_total[row]),
+            "popularity": _log_share(ever, total[row]),
+            "popularity_28d": _log_share(recent, recent_total[row]),
             "popularity_place": _log_share(self.by_pair.count(pair, moment), at_place[row]),
         }
 

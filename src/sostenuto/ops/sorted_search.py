@@ -25,14 +25,20 @@ def lower_bounds(values: Array, bound: Array, low: Array, high: Array) -> Array:
 
     Returns:
         (Q,) int64.
+
+    Raises:
+        ValueError: bound, low and high of different lengths.
     """
     found = library()
-    if found is None or not (values.dtype == np.int64 and values.flags.c_contiguous):
-        return np.asarray(np.searchsorted(values, bound))
-    given = [np.ascontiguousarray(np.broadcast_to(array, bound.shape), np.int64) for array in (bound, low, high)]
-    position = np.empty(bound.shape, np.int64)
+    if found is None:
+        return np.searchsorted(values, bound)
+    arrays = [np.ascontiguousarray(array, np.int64) for array in (values, bound, low, high)]
+    if not arrays[1].shape == arrays[2].shape == arrays[3].shape == (len(bound),):
+        shapes = ", ".join(str(array.shape) for array in arrays[1:])
+        raise ValueError(f"bound, low and high must all be (Q,), got {shapes}; give one of each")
+    position = np.empty(len(bound), np.int64)
+    arrays.append(position)
     shape = RowsShape(rows=len(values), dim=1, count=len(bound), threads=1)
-    arrays = (values, *given, position)
     found.handle.sostenuto_lower_bounds(ctypes.byref(shape), *(array.ctypes.data for array in arrays))
     return position
 
