@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sostenuto.features import match
-from sostenuto.features.match import DAY_MS, HALF_LIVES_DAYS, MatchIndex, match_names
+from sostenuto.features.match import DAY_MS, HALF_LIVES_DAYS, MatchIndex, match_features, match_names
+from sostenuto.native.library import available, using
+
+LIBRARIES = available()
 
 MOMENT = 1_600_000_000_000
 
@@ -108,3 +111,82 @@ def test_a_users_features_do_not_depend_on_the_batch(
     for r, row in enumerate(rows):
         alone = built([row]).features(np.zeros(8, np.int64), moments[r : r + 1], [keys])
         np.testing.assert_array_equal(alone, together[r * 8 : (r + 1) * 8])
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Any, ...]:
+    """Offsets, times, keys per level, offsets of the candidates, moments and asked keys per level."""
+    lengths = draw(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), max_size=4))
+    offsets, starts = (np.cumsum([0, *(pair[k] for pair in lengths)], dtype=np.int64) for k in range(2))
+    most = draw(st.sampled_from([3, 30, 2**40]))  # keys
+    span = draw(st.sampled_from([1, 1000 * DAY_MS]))  # 1: all at one time
+    seed = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    time = [np.sort(MOMENT + seed.integers(0, span, length)) for length, _ in lengths]
+    kind = draw(st.sampled_from([np.int16, np.int32, np.int64])) if most < 2**15 else np.int64
+    seen = seed.integers(0, most, (offsets[-1], 3)).astype(kind)
+    asked = seed.integers(0, most, (starts[-1], 3)).astype(kind)
+    if offsets[-1] and starts[-1]:
+        picked = seed.random(asked.shape) < 0.5
+        asked[picked] = seed.choice(seen.reshape(-1), int(picked.sum()))
+    moment = MOMENT + span + seed.integers(0, 100 * DAY_MS, len(lengths))
+    times = np.concatenate(time) if time else np.zeros(0, np.int64)
+    count = draw(st.integers(0, 3))
+    return offsets, times, list(seen.T[:count]), starts, moment, list(asked.T[:count])
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@given(batches())
+def test_the_compiled_twin_equals_the_index(name: str, batch: tuple[Any, ...]) -> None:
+    with using(None):
+        want = match_features(*batch)
+    with using(LIBRARIES[name]):
+        got = match_features(*batch)
+    assert got.dtype == want.dtype == np.float32
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@given(batches())
+def test_a_request_of_the_compiled_twin_does_not_depend_on_the_batch(name: str, batch: tuple[Any, ...]) -> None:
+    offsets, time, keys, starts, moment, asked = batch
+    with using(LIBRARIES[name]):
+        together = match_features(*batch)
+        for b in range(len(moment)):
+            low, high, first, last = offsets[b], offsets[b + 1], starts[b], starts[b + 1]
+            alone = match_features(
+                np.array([0, high - low]),
+                time[low:high],
+                [key[low:high] for key in keys],
+                np.array([0, last - first]),
+                moment[b : b + 1],
+                [key[first:last] for key in asked],
+            )
+            np.testing.assert_array_equal(alone, together[first:last])
+
+
+WRONG = {
+    "offsets that fall": {"offsets": np.array([0, 3, 2])},
+    "offsets beyond the behaviours": {"offsets": np.array([0, 1, 3])},
+    "offsets beyond the candidates": {"candidate_offsets": np.array([0, 1, 2])},
+    "a missing offset": {"offsets": np.array([0, 2])},
+    "a missing key": {"keys": [np.array([5])]},
+    "a missing level": {"keys": []},
+    "a missing time": {"time_ms": np.array([MOMENT])},
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_arrays_that_do_not_belong_together_are_refused(name: str, wrong: str) -> None:
+    good: dict[str, Any] = {
+        "offsets": np.array([0, 1, 2]),
+        "time_ms": np.array([MOMENT, MOMENT]),
+        "keys": [np.array([5, 6])],
+        "candidate_offsets": np.array([0, 0, 1]),
+        "moment": np.array([MOMENT + 1, MOMENT + 1]),
+        "asked": [np.array([6])],
+    }
+    with using(LIBRARIES[name]):
+        assert match_features(**good)[0, 0] == np.float32(math.log(2.0))
+        with pytest.raises(ValueError, match="must"):
+            match_features(**good | WRONG[wrong])

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sostenuto.features.popularity import WINDOW_MS, EventTimes, PopularityIndex
+from sostenuto.native.library import available, using
+
+FORMS = {"plain": None, **available()}
 
 EVENTS = st.lists(st.tuples(st.integers(2, 6), st.integers(0, 9), st.integers(0, 2)), max_size=30)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @given(EVENTS, st.lists(st.tuples(st.integers(0, 7), st.integers(0, 10), st.integers(0, 3)), min_size=1, max_size=8))
 @settings(deadline=None)
 def test_popularity_counts_strictly_before_the_request(
-    events: list[tuple[int, int, int]], queries: list[tuple[int, int, int]]
+    form: str, events: list[tuple[int, int, int]], queries: list[tuple[int, int, int]]
 ) -> None:
     step = WINDOW_MS // 3
     item, when, place = (np.array([e[k] for e in events], np.int64) for k in range(3))
     index = PopularityIndex(item, when * step, place, num_items=8)
     asked, moment, where = (np.array([q[k] for q in queries], np.int64) for k in range(3))
-    got = index.features(asked, np.arange(len(asked)), moment * step, where)
+    with using(FORMS[form]):
+        got = index.features(asked, np.arange(len(asked)), moment * step, where)
     for q, (i, t, p) in enumerate(queries):
         before = [e for e in events if e[1] < t]
         recent = [e for e in before if (t - e[1]) * step <= WINDOW_MS]
@@ -33,3 +39,19 @@ def test_popularity_counts_strictly_before_the_request(
 def test_counts_of_an_unknown_key_are_zero() -> None:
     times = EventTimes(np.array([3, 3, 5]), np.array([1, 2, 3]))
     assert times.count(np.array([4, 9, 3]), np.array([10, 10, 2])).tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 1, 7, 900, 10**6, 2**33]), st.integers(0, 5)), max_size=30),
+    st.lists(st.tuples(st.sampled_from([-1, 0, 2, 7, 900, 2**33, 2**40]), st.integers(-1, 7)), max_size=20),
+)
+def test_counts_of_keys_far_apart_equal_counting(
+    form: str, events: list[tuple[int, int]], queries: list[tuple[int, int]]
+) -> None:
+    key, time = (np.array([e[k] for e in events], np.int64) for k in range(2))
+    asked, moment = (np.array([q[k] for q in queries], np.int64) for k in range(2))
+    with using(FORMS[form]):
+        got = EventTimes(key, time).count(asked, moment, moment - 2)
+    want = [sum(k == a and m - 2 <= t < m for k, t in events) for a, m in queries]
+    assert got.tolist() == want

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sostenuto.features.clock import local_clock
-from sostenuto.features.match import MatchIndex, level_keys
+from sostenuto.features.match import level_keys, match_features
 from sostenuto.features.popularity import PopularityIndex
 from sostenuto.features.view import HistoryView, view_features
 from sostenuto.schema.histories import Candidates, Context, History, RequestBatch
@@ -24,8 +24,9 @@ Array = npt.NDArray[Any]
 
 def joined_slices(array: Array, start: Array, end: Array) -> Array:
     """Return array[start[0]:end[0]], array[start[1]:end[1]], ... one after another."""
+    array = np.asarray(array)  # slices of a memory map itself are slow to make
     if not len(start):
-        return np.asarray(array[:0])
+        return array[:0]
     return np.concatenate([array[a:b] for a, b in zip(start.tolist(), end.tolist(), strict=True)])
 
 
@@ -135,19 +136,18 @@ class Collator:
         """
         num_requests, num_candidates = len(user), len(item)
         past_item = np.asarray(history["item"], np.int64)
-        past_fields = {name: column[past_item] for name, column in self._item_fields.items()} | dict(event_fields)
-        past_category = self._category[past_item]
+        past_fields = self._of_items(past_item) | dict(event_fields)
+        past_category = np.take(self._category, past_item, axis=0)
         item = np.asarray(item, np.int64)
         row = np.repeat(np.arange(num_requests), np.diff(candidate_offsets))
-        fields = dict(candidate_fields) | {name: column[item] for name, column in self._item_fields.items()}
+        fields = dict(candidate_fields) | self._of_items(item)
         fields |= self._popularity.features(item, row, time_ms, place)
-        category = self._category[item]
+        category = np.take(self._category, item, axis=0)
         match = np.zeros((num_candidates, 0), np.float32)
         if self.features.match:
             keys = level_keys(self.features, past_item, past_category, past_fields)
             asked = level_keys(self.features, item, category, fields)
-            index = MatchIndex.build(history_offsets, history["time_ms"], keys, (row, asked))
-            match = index.features(row, time_ms, asked)
+            match = match_features(history_offsets, history["time_ms"], keys, candidate_offsets, time_ms, asked)
         context = dict(context_fields) | local_clock(time_ms, self.data.manifest.time_zone)
         context |= {name: column[user] for name, column in self._user_fields.items()}
         zeros = np.zeros(num_candidates)
@@ -179,6 +179,9 @@ class Collator:
             request=_tensor(np.arange(num_requests) if request is None else request),
             user=_tensor(user),
         )
+
+    def _of_items(self, item: Array) -> dict[str, Array]:
+        return {name: np.take(column, item, axis=0) for name, column in self._item_fields.items()}
 
 
 __all__ = ["Collator", "joined_slices"]

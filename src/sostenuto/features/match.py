@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sostenuto.ops import native_match
 from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec
 
 Array = npt.NDArray[Any]
@@ -196,4 +197,35 @@ class MatchIndex:
         return sum(int(part.nbytes) for part in parts)
 
 
-__all__ = ["HALF_LIVES_DAYS", "LevelIndex", "MatchIndex", "level_keys", "match_levels", "match_names"]
+def match_features(
+    offsets: Array, time_ms: Array, keys: list[Array], candidate_offsets: Array, moment: Array, asked: list[Array]
+) -> Array:
+    """Match the candidates of a batch with the behaviours of their request, without an index that outlives it.
+
+    Args:
+        offsets:            (B + 1,) of the behaviours; `time_ms` (N,) never decreases inside a request.
+        keys:               per level (N,).
+        candidate_offsets:  (B + 1,) of the candidates.
+        moment:             (B,) request times, later than every behaviour.
+        asked:              per level (C,).
+
+    Returns:
+        (C, F) float32, columns as `match_names`.
+    """
+    if native_match.is_usable():
+        return native_match.match_columns(
+            offsets,
+            time_ms,
+            keys,
+            candidate_offsets,
+            moment,
+            asked,
+            rates=(float(_RATES[0]), float(_RATES[1])),
+            day_ms=DAY_MS,
+            first_known=FIRST_KNOWN,
+        )
+    row = np.repeat(np.arange(len(moment)), np.diff(candidate_offsets))
+    return MatchIndex.build(offsets, time_ms, keys, (row, asked)).features(row, moment, asked)
+
+
+__all__ = ["HALF_LIVES_DAYS", "LevelIndex", "MatchIndex", "level_keys", "match_features", "match_levels", "match_names"]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sostenuto.ops.sorted_search import lower_bounds
 from sostenuto.schema.errors import DataError
 from sostenuto.schema.features import Field
 
@@ -24,14 +25,17 @@ class EventTimes:
     """Sorted event times per key: answers "how many events of this key in [from, to)".
 
     Key and time are one number, so that one binary search answers: rank of the key times the span of all times, plus
-    the time.
+    the time. It stays among the events of the key, and the search for the rank among keys that begin alike.
     """
 
     def __init__(self, key: Array, time_ms: Array) -> None:
         self.first_ms = int(time_ms.min()) if len(time_ms) else 0
         self.span = (int(time_ms.max()) - self.first_ms + 1 if len(time_ms) else 0) + 1
         self.keys, rank, events = np.unique(key, return_inverse=True, return_counts=True)
-        self.starts = np.cumsum(events) - events
+        self.starts = np.concatenate(([0], np.cumsum(events)))
+        self.last_key = int(self.keys[-1]) if len(self.keys) else 0
+        self.shift = max(0, self.last_key.bit_length() - (2 * len(self.keys)).bit_length())
+        self.heads = np.searchsorted(self.keys, np.arange((self.last_key >> self.shift) + 2) << self.shift)
         if len(self.keys) * self.span > np.iinfo(np.int64).max:
             raise DataError(
                 f"keys times milliseconds of the log must be below 2 ** 63, got {len(self.keys)} keys over "
@@ -41,16 +45,27 @@ class EventTimes:
 
     def count(self, key: Array, moment: Array, since: Array | None = None) -> Array:
         """Return (C,) events of `key` with time in [since, moment)."""
-        if not len(self.keys):
-            return np.zeros(len(key), np.int64)
-        at = np.minimum(np.searchsorted(self.keys, key), len(self.keys) - 1)
-        base = at * self.span
-        high = np.searchsorted(self.joint, base + self._inside(moment))
-        low = self.starts[at] if since is None else np.searchsorted(self.joint, base + self._inside(since))
-        return np.where(self.keys[at] == key, np.maximum(high - low, 0), 0)
+        found = self.find(key)
+        end = self.before(found, moment)
+        return end if since is None else np.maximum(end - self.before(found, since), 0)
 
-    def _inside(self, moment: Array) -> Array:
-        return np.asarray(np.clip(moment - self.first_ms, 0, self.span - 1))
+    def find(self, key: Array) -> tuple[Array, Array]:
+        """Return (C,) ranks of keys, and whether they have events; `before` takes the two."""
+        if not len(self.keys):
+            return np.zeros(len(key), np.int64), np.zeros(len(key), np.bool_)
+        inside = np.minimum(np.maximum(key, 0), self.last_key)
+        head = inside >> self.shift
+        rank = lower_bounds(self.keys, inside, self.heads[head], self.heads[head + 1])
+        return rank, self.keys[rank] == key
+
+    def before(self, found: tuple[Array, Array], moment: Array) -> Array:
+        """Return (C,) events before a moment of keys that `find` has found."""
+        rank, known = found
+        if not len(self.keys):
+            return rank
+        inside = np.minimum(np.maximum(moment - self.first_ms, 0), self.span - 1)
+        low = self.starts[rank]
+        return (lower_bounds(self.joint, rank * self.span + inside, low, self.starts[rank + 1]) - low) * known
 
 
 class PopularityIndex:
@@ -82,9 +97,12 @@ class PopularityIndex:
         recent_total = total - np.searchsorted(self.all_times, since)
         at_place = self.by_place.count(place, time_ms)
         moment, pair = time_ms[row], place[row] * self.num_items + item
+        items = self.by_item.find(item)
+        ever = self.by_item.before(items, moment)
+        recent = np.maximum(ever - self.by_item.before(items, since[row]), 0)
         return {
-            "popularity": _log_share(self.by_item.count(item, moment), total[row]),
-            "popularity_28d": _log_share(self.by_item.count(item, moment, since[row]), recent_total[row]),
+            "popularity": _log_share(ever, total[row]),
+            "popularity_28d": _log_share(recent, recent_total[row]),
             "popularity_place": _log_share(self.by_pair.count(pair, moment), at_place[row]),
         }
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sostenuto.schema.errors import NoLibrary
 
-VERSION = 7  # of the C interface; a library of another version is not used
+VERSION = 8  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/library.cpp
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -149,6 +149,23 @@ class RowUpdate(ctypes.Structure):
     ]
 
 
+class MatchShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("requests", "behaviours", "candidates", "levels", "first_known")),
+        ("day_ms", _D),
+        ("rate", _D * 2),
+        *((name, _P) for name in ("offsets", "candidate_offsets")),
+    ]
+
+
+class MatchInputs(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [(name, _P) for name in ("time_ms", "moment", "key", "key_stride", "asked", "asked_stride")]
+
+
 _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_attention_pairs": 1,
     "sostenuto_attention_forward": 3,
@@ -166,11 +183,14 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_hamming_top_k": 5,
     "sostenuto_product_top_k": 5,
     "sostenuto_update_rows": 7,
+    "sostenuto_match": 3,
+    "sostenuto_lower_bounds": 6,
 }
 _RETURNS = {  # the others return nothing
     "sostenuto_attention_pairs": _I,
     "sostenuto_distinct_rows": _I,
     "sostenuto_update_rows": _I,
+    "sostenuto_match": _I,
 }
 
 
@@ -279,6 +299,8 @@ __all__ = [
     "HashShape",
     "InterestShape",
     "Library",
+    "MatchInputs",
+    "MatchShape",
     "PeakShape",
     "RowUpdate",
     "RowsShape",

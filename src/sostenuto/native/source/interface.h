@@ -128,6 +128,30 @@ struct RowUpdate {
   double decay;
 };
 
+// What users have done with what is asked; letters as in features/match.py.
+constexpr int kHalfLives = 2;
+
+struct MatchShape {
+  int64_t requests;     // B
+  int64_t behaviours;   // N
+  int64_t candidates;   // C
+  int64_t levels;
+  int64_t first_known;  // keys below it never match
+  double day_ms;
+  double rate[kHalfLives];           // of decay, per ms
+  const int64_t* offsets;            // (B + 1,) of the behaviours
+  const int64_t* candidate_offsets;  // (B + 1,)
+};
+
+struct MatchInputs {
+  const int64_t* time_ms;           // (N,), never decreasing inside a request
+  const int64_t* moment;            // (B,) time of the request, ms
+  const int64_t* const* key;        // per level of every behaviour, (N,) with the stride of the level
+  const int64_t* key_stride;        // (levels,)
+  const int64_t* const* asked;      // per level of every candidate, (C,) with the stride of the level
+  const int64_t* asked_stride;      // (levels,)
+};
+
 #define SOSTENUTO_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -177,4 +201,11 @@ SOSTENUTO_EXPORT int64_t sostenuto_update_rows(const RowUpdate*, const int64_t* 
                                                float* first, float* second, int32_t* touches);
 // values (N,); the return value is the sum of their squares.
 SOSTENUTO_EXPORT double sostenuto_square_sum(const float* values, int64_t count);
+// out (C, 5 levels + 2) is written, columns as in features/match.py; the return value is 0, or 1 or 2 when the offsets of
+// the behaviours or of the candidates do not rise from 0 to how many there are: then nothing is done.
+SOSTENUTO_EXPORT int64_t sostenuto_match(const MatchShape*, const MatchInputs*, float* out);
+// values (rows,) rise inside every low .. high; position (count,) is written: the first of low .. high that is not below
+// bound, or high.
+SOSTENUTO_EXPORT void sostenuto_lower_bounds(const RowsShape*, const int64_t* values, const int64_t* bound,
+                                             const int64_t* low, const int64_t* high, int64_t* position);
 }
