@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sostenuto.native.library import library
 from sostenuto.ops.backend import is_usable
 from sostenuto.ops.jagged import row_index
-from sostenuto.ops.native_buckets import bucket_sums, interests, interests_of_values
+from sostenuto.ops.native_buckets import bucket_sums, interests_of_values, looked_up
 
 # Behaviours handled at once: bounds the (rows, G K) indicator matrix.
 ROW_BLOCK = 4096
@@ -137,8 +137,7 @@ def bucket_interest(
     if terms is not None:
         return interests_of_values(*terms, table, ids, offsets, list(parts))
     if library() is not None and table.device.type == "cpu":
-        found: Tensor = interests(table, ids, offsets, list(parts))
-        return found
+        return looked_up(table, ids, offsets, list(parts))
 
     def pointed(sums: Tensor) -> Tensor:
         return torch.cat([direction(part) for part in torch.split(sums, list(parts), -1)], -1) if parts else sums

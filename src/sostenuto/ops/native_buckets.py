@@ -36,8 +36,7 @@ def _checked(name: str, values: Tensor, limit: int) -> Tensor:
     return values.contiguous()
 
 
-@torch.library.custom_op("sostenuto::hash_rows", mutates_args=())
-def hash_rows(vectors: Tensor, planes: Tensor) -> Tensor:
+def _hash_rows(vectors: Tensor, planes: Tensor) -> Tensor:
     """Return (N, G) int32 bucket ids of (N, D) float32 vectors by (D, G, tau) planes."""
     vectors = vectors.contiguous()
     dim, groups, bits = planes.shape
@@ -45,6 +44,9 @@ def hash_rows(vectors: Tensor, planes: Tensor) -> Tensor:
     shape = HashShape(rows=vectors.shape[0], dim=dim, groups=groups, bits=bits, threads=torch.get_num_threads())
     _call("hash_rows", shape, vectors, planes.double().contiguous(), ids)
     return ids
+
+
+hash_rows = torch.library.custom_op("sostenuto::hash_rows", _hash_rows, mutates_args=())
 
 
 @hash_rows.register_fake
@@ -146,8 +148,7 @@ def _ends(parts: Sequence[int], width: int) -> Tensor:
     return torch.tensor(parts, dtype=torch.int64).cumsum(0)
 
 
-@torch.library.custom_op("sostenuto::interests", mutates_args=())
-def interests(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
+def _interests(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
     """Return (Nc, S, V) float32: what (Nc, G) int32 ids find in a (B, G, K, S, V) float64 table, averaged over G.
 
     Args:
@@ -161,6 +162,9 @@ def interests(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> 
     out = table.new_empty(ids.shape[0], table.shape[3], table.shape[4], dtype=torch.float32)
     _call("interests", _interest_shape(table, offsets, ends), table, ids, out)
     return out
+
+
+interests = torch.library.custom_op("sostenuto::interests", _interests, mutates_args=())
 
 
 @interests.register_fake
@@ -255,4 +259,26 @@ def interests_of_values(
     return found
 
 
-__all__ = ["bucket_sums", "bucket_sums_backward", "hash_rows", "interests", "interests_backward", "interests_of_values"]
+def hashed(vectors: Tensor, planes: Tensor) -> Tensor:
+    """Return what `hash_rows` returns: the operator where torch looks on, a direct call elsewhere, which costs less."""
+    found: Tensor = hash_rows(vectors, planes) if torch.compiler.is_compiling() else _hash_rows(vectors, planes)
+    return found
+
+
+def looked_up(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
+    """Return what `interests` returns, called directly where nobody looks on and no gradient is wanted."""
+    watched = torch.compiler.is_compiling() or (torch.is_grad_enabled() and table.requires_grad)
+    found: Tensor = (interests if watched else _interests)(table, ids, offsets, parts)
+    return found
+
+
+__all__ = [
+    "bucket_sums",
+    "bucket_sums_backward",
+    "hash_rows",
+    "hashed",
+    "interests",
+    "interests_backward",
+    "interests_of_values",
+    "looked_up",
+]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sostenuto.ops.backend import is_usable
-from sostenuto.ops.native_buckets import hash_rows
+from sostenuto.ops.native_buckets import hashed
 
 
 def random_hyperplanes(dim: int, signatures: int, bits: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -38,8 +38,7 @@ def signature_bits(vectors: Tensor, planes: Tensor) -> Tensor:
 def bucket_ids(vectors: Tensor, planes: Tensor) -> Tensor:
     """Return (N, G) int32 in [0, 2 ** tau): the tau bits of each signature, the first one lowest."""
     if is_usable(vectors, planes):
-        found: Tensor = hash_rows(vectors.detach(), planes)
-        return found
+        return hashed(vectors.detach(), planes)
     bits = signature_bits(vectors, planes).int()
     return (bits << torch.arange(planes.shape[2], dtype=torch.int32, device=planes.device)).sum(2, dtype=torch.int32)
 
