@@ -109,7 +109,7 @@ class MeanPool(nn.Module):
     def score(self, state: PooledHistory, candidates: Candidates, context: Context) -> RankerOutput:
         """Compare each candidate with the mean behaviour."""
         row = candidates.row
-        version = self.requests.version(self.items, state.taste, candidates.row)
+        version = self.requests.version(self.items, state.taste, candidates)
         target = self.items(candidates.item, candidates.category, candidates.fields, version)
         mean = (state.total / state.length.clamp(min=1)[:, None]).to(target.dtype)[row]
         length = torch.log1p(state.length.to(target.dtype))[row, None] / 10.0  # a tenth: 100,000 behaviours give 1.15

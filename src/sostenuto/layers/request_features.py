@@ -65,10 +65,10 @@ class RequestFeatures(nn.Module):
         version = items.version_of_behaviours(histories.offsets, histories.time_ms)
         return self.taste.encode(items.fixed(histories.item, version), histories.offsets, histories.time_ms)
 
-    def version(self, items: ItemEmbedding, state: TasteState | None, row: Tensor) -> Tensor | None:
-        """Return the (N,) version of fixed vectors that candidates of the (N,) rows are compared in."""
+    def version(self, items: ItemEmbedding, state: TasteState | None, candidates: Candidates) -> Tensor | None:
+        """Return the (N,) version of fixed vectors that candidates are compared in, None for the last."""
         found = None if state is None else items.version_at(state.reference_ms)
-        return None if found is None else found[row]
+        return None if found is None else found[candidates.row]
 
     def append(self, state: TasteState | None, later: TasteState | None) -> TasteState | None:
         """Fold later events in; equal to encoding everything anew."""
@@ -97,7 +97,7 @@ class RequestFeatures(nn.Module):
         columns = [candidates.match[:, : self.num_match]]
         columns.append(self.candidate_numbers(candidates.fields, candidates.item.shape[0]))
         if self.taste is not None and state is not None:
-            version = self.version(items, state, candidates.row)
+            version = self.version(items, state, candidates)
             columns.append(self.taste(state, items.fixed(candidates.item, version), candidates.row))
         return torch.cat(columns, 1)
 

@@ -127,7 +127,7 @@ class DIN(nn.Module):
     def score(self, state: DINState, candidates: Candidates, context: Context) -> RankerOutput:
         """Weigh the behaviours for each candidate and read the tower."""
         past = state.history
-        version = self.requests.version(self.histories.items, state.taste, candidates.row)
+        version = self.requests.version(self.histories.items, state.taste, candidates)
         target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
         hidden, gaps = self.histories.at_request(past, context)
         beside = [past.key.new_ones(past.key.shape[0], int(self.config.products))]

@@ -168,7 +168,7 @@ class SDIM(nn.Module):
 
     def score(self, state: SDIMState, candidates: Candidates, context: Context) -> RankerOutput:
         """Look the candidates' buckets up, weigh the newest behaviours, and read the tower."""
-        version = self.requests.version(self.histories.items, state.taste, candidates.row)
+        version = self.requests.version(self.histories.items, state.taste, candidates)
         target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
         recent, dim = state.recent, target.shape[1]
         hidden, gaps = self.histories.at_request(recent, context)

@@ -28,6 +28,8 @@ def lookup_rows(table: Tensor, index: Tensor, padding: int) -> Tensor:
     """
     twins = library()
     if twins is not None and is_usable(table) and index.numel():
+        if not (torch.is_grad_enabled() and table.requires_grad):
+            return _gathered(table, index.reshape(-1), twins).view(*index.shape, table.shape[1])
         found: Tensor = _Lookup.apply(table, index, padding, twins)  # type: ignore[no-untyped-call]
         return found
     if not torch.is_grad_enabled():
@@ -79,16 +81,22 @@ def _check_range(index: Tensor, limit: int) -> None:
         raise IndexError(f"index must be in [0, {limit}), got {low} to {high}; check the vocabulary")
 
 
+def _gathered(table: Tensor, flat: Tensor, twins: Library) -> Tensor:
+    flat = flat.contiguous()
+    _check_range(flat, table.shape[0])
+    out = table.new_empty(flat.shape[0], table.shape[1])
+    held = table.contiguous()
+    _call(twins, "gather_rows", table.shape[0], out, held, flat, out)
+    return out
+
+
 class _Lookup(torch.autograd.Function):
     """The compiled twin."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, padding: int, twins: Library) -> Tensor:
         flat = index.reshape(-1).contiguous()
-        _check_range(flat, table.shape[0])
-        out = table.new_empty(flat.shape[0], table.shape[1])
-        held = table.contiguous()
-        _call(twins, "gather_rows", table.shape[0], out, held, flat, out)
+        out = _gathered(table, flat, twins)
         ctx.save_for_backward(flat)
         ctx.rows, ctx.padding, ctx.twins = table.shape[0], padding, twins
         return out.view(*index.shape, table.shape[1])

@@ -30,7 +30,8 @@ struct Planes {
           rounded[d * columns + t * wide + g] = static_cast<float>(planes[(d * groups + g) * bits + t]);
     for (int64_t c = 0; c < columns; ++c) {
       double square = 0.0;
-      for (int64_t d = 0; d < dim; ++d) square += std::pow(static_cast<double>(rounded[d * columns + c]), 2);
+      for (int64_t d = 0; d < dim; ++d)
+        square += static_cast<double>(rounded[d * columns + c]) * rounded[d * columns + c];
       longest = std::max(longest, static_cast<float>(std::sqrt(square)));
     }
   }
