@@ -416,7 +416,7 @@ def picture(results: dict[str, Any]) -> str:
         if rows:
             series.append(
                 Series(
-                    label=name,
+                    label=name.split(",")[0],
                     colour=colour,
                     x=[row["length"] for row in rows],
                     y=[1e3 * statistics.median(row["seconds"]) for row in rows],
