@@ -16,8 +16,7 @@ def _call(name: str, rows: int, like: Tensor, *tensors: Tensor) -> None:
     getattr(any_library().handle, name)(ctypes.byref(shape), *(t.data_ptr() for t in tensors))
 
 
-@torch.library.custom_op("sostenuto::gather_rows", mutates_args=())
-def gather(values: Tensor, index: Tensor) -> Tensor:
+def gathered(values: Tensor, index: Tensor) -> Tensor:
     """Return (M, D) rows of (R, D) float32 values at an (M,) int64 index."""
     rows = values.shape[0]
     low, high = (0, 0) if not index.numel() else map(int, index.aminmax())
@@ -27,6 +26,9 @@ def gather(values: Tensor, index: Tensor) -> Tensor:
     held, places = values.contiguous(), index.contiguous()
     _call("sostenuto_gather_rows", rows, out, held, places, out)
     return out
+
+
+gather = torch.library.custom_op("sostenuto::gather_rows", gathered, mutates_args=())
 
 
 @gather.register_fake
@@ -61,4 +63,4 @@ def _backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
 
 gather.register_autograd(_backward, setup_context=_setup)
 
-__all__ = ["gather", "gather_backward"]
+__all__ = ["gather", "gather_backward", "gathered"]

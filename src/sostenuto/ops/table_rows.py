@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sostenuto.native.library import Library, RowsShape
 from sostenuto.ops.backend import is_usable, library
-from sostenuto.ops.native_rows import gather
+from sostenuto.ops.native_rows import gather, gathered
 
 STAMPS_AT_MOST = 1 << 26  # numbers of 4 bytes that tell distinct values apart; beyond it they are sorted
 
@@ -29,7 +29,7 @@ def lookup_rows(table: Tensor, index: Tensor, padding: int) -> Tensor:
     twins = library()
     if twins is not None and is_usable(table) and index.numel():
         if not (torch.is_grad_enabled() and table.requires_grad):
-            return _gathered(table, index.reshape(-1), twins).view(*index.shape, table.shape[1])
+            return gathered(table, index.reshape(-1)).view(*index.shape, table.shape[1])
         found: Tensor = _Lookup.apply(table, index, padding, twins)  # type: ignore[no-untyped-call]
         return found
     if not torch.is_grad_enabled():
@@ -81,22 +81,13 @@ def _check_range(index: Tensor, limit: int) -> None:
         raise IndexError(f"index must be in [0, {limit}), got {low} to {high}; check the vocabulary")
 
 
-def _gathered(table: Tensor, flat: Tensor, twins: Library) -> Tensor:
-    flat = flat.contiguous()
-    _check_range(flat, table.shape[0])
-    out = table.new_empty(flat.shape[0], table.shape[1])
-    held = table.contiguous()
-    _call(twins, "gather_rows", table.shape[0], out, held, flat, out)
-    return out
-
-
 class _Lookup(torch.autograd.Function):
     """The compiled twin."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, padding: int, twins: Library) -> Tensor:
         flat = index.reshape(-1).contiguous()
-        out = _gathered(table, flat, twins)
+        out = gathered(table, flat)
         ctx.save_for_backward(flat)
         ctx.rows, ctx.padding, ctx.twins = table.shape[0], padding, twins
         return out.view(*index.shape, table.shape[1])

@@ -17,8 +17,9 @@ requests in blocks that stay in the cache and recomputes in the backward pass, s
 (behaviours x candidates of a request) outlives a block.
 
 Under `torch.autocast` the plain form runs with its matrix products in the lower precision (bfloat16: about 3
-significant digits), while scores, their normalisation and all sums over behaviours stay in float32. Processors with
-matrix units for it (AMX) and GPUs are several times faster that way; others are slower.
+significant digits), the weighted sum of the values among them, while scores, their normalisation and the sums of
+gradients over blocks stay in float32. It is for GPUs and processors with matrix units (AMX), which were not at hand to
+measure; without them it is slower.
 """
 
 from __future__ import annotations

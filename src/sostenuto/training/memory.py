@@ -170,8 +170,8 @@ def release_freed() -> None:
 def keep_freed() -> None:
     """Let the C library keep large freed arrays for the next step, where it can.
 
-    glibc gives arrays above some 32 MB back at once and takes them anew, page by page, in the next step: a third of
-    the time of a training step with long histories. What is kept is bounded by the largest pass.
+    glibc gives arrays above some 32 MB back at once and takes them anew, page by page, in the next step: up to a
+    third of a training step with long histories. What is kept is bounded by the largest pass.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
