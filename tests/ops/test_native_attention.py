@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -169,6 +171,25 @@ def test_the_same_call_gives_the_same_bits(name):
         )
     assert torch.equal(first[0], again[0])
     assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_callers_at_one_time_do_not_disturb_each_other(name):
+    def answer(seed):
+        case = Case([(60, 3), (70, 10)] * 5, (16, 8, 5), seed, slope=True, hidden=True, dtype=torch.float32)
+        return [case.answer("softmax")[0] for _ in range(20)]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with using(LIBRARIES[name]):
+            alone = [answer(seed)[0] for seed in range(3)]
+            with ThreadPoolExecutor(3) as callers:
+                together = list(callers.map(answer, range(3)))
+    finally:
+        torch.set_num_threads(before)
+    for expected, found in zip(alone, together, strict=True):
+        assert all(torch.equal(out, expected) for out in found)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

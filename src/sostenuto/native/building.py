@@ -64,7 +64,7 @@ def compile_twins(into: Path = BUILT, flags: Sequence[str] = ()) -> list[Path]:
     for name, processor in variants.items():
         target = into / f"sostenuto_{name}{suffix}"
         partial = target.with_suffix(f".{os.getpid()}.partial")
-        command = [cxx, *FLAGS, *processor, *flags, *sources, "-o", str(partial)]
+        command = [cxx, *FLAGS, *processor, *flags, *sources, "-ldl", "-o", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             partial.unlink(missing_ok=True)

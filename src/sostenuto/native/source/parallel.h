@@ -4,8 +4,17 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <thread>
 #include <vector>
+
+// One call of a job: `call(work, number)` does the part of that number.
+struct Part {
+  void (*call)(const void* work, int64_t number);
+  const void* work;
+};
+
+// Do parts 0 .. parts on as many threads, the caller's among them; return when all are done. Torch's setting bounds the
+// number of parts, so it bounds the threads too.
+void run_parts(int64_t parts, const Part& part);
 
 // Cut `costs` into at most `parts` contiguous parts of about equal cost; returns where they begin, and the end.
 inline std::vector<int64_t> cut(const std::vector<int64_t>& costs, int64_t parts) {
@@ -22,15 +31,14 @@ inline std::vector<int64_t> cut(const std::vector<int64_t>& costs, int64_t parts
   return bounds;
 }
 
-// Call work(first, last) for each part of `costs`, one thread each; the first part runs on the calling thread.
+// Call work(first, last) for each of at most `threads` parts of `costs`.
 template <typename Work>
 inline void in_parts(const std::vector<int64_t>& costs, int64_t threads, const Work& work) {
   const std::vector<int64_t> bounds = cut(costs, threads);
-  std::vector<std::thread> others;
-  for (size_t part = 1; part + 1 < bounds.size(); ++part)
-    others.emplace_back([&work, &bounds, part] { work(bounds[part], bounds[part + 1]); });
-  work(bounds[0], bounds[1]);
-  for (auto& other : others) other.join();
+  const auto call = [&](int64_t number) { work(bounds[number], bounds[number + 1]); };
+  using Call = decltype(call);
+  run_parts(static_cast<int64_t>(bounds.size()) - 1,
+            {[](const void* of, int64_t number) { (*static_cast<Call*>(of))(number); }, &call});
 }
 
 // Call work(first, last) on about equal parts of 0 .. items, one thread each.

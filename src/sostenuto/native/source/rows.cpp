@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kAhead = 16;  // rows asked for before they are needed
 
+constexpr int64_t kBlock = 1024;  // indices looked at together
 constexpr int64_t kLine = 16;   // floats that memory hands out at once
 constexpr int64_t kFew = 256;   // rows below which a comparison sort is quicker
 constexpr int kDigit = 11;      // bits of a digit at most: the counters stay in the first-level cache
@@ -91,17 +92,25 @@ int64_t sostenuto_distinct_rows(const RowsShape* shape, const int64_t* index, in
   return count;
 }
 
-// sums[place[j]] += values[j], in the order of j whatever the threads: each thread owns a range of places.
+// sums[place[j]] += values[j], in the order of j whatever the threads: each thread owns a range of places, and first
+// lists which of a block of indices are its own.
 void sostenuto_sum_rows(const RowsShape* shape, const float* values, const int32_t* place, float* sums) {
   const int64_t n = shape->count, dim = shape->dim;
   in_even_parts(shape->rows, shape->threads, [&](int64_t low, int64_t high) {
     std::fill(sums + low * dim, sums + high * dim, 0.0f);
-    for (int64_t j = 0; j < n; ++j) {
-      if (j + kAhead < n) __builtin_prefetch(sums + place[j + kAhead] * dim, 1);
-      if (place[j] < low || place[j] >= high) continue;
-      float* __restrict sum = sums + place[j] * dim;
-      const float* __restrict value = values + j * dim;
-      for (int64_t d = 0; d < dim; ++d) sum[d] += value[d];
+    int64_t own[kBlock];
+    for (int64_t from = 0; from < n; from += kBlock) {
+      int64_t count = 0;
+      for (int64_t j = from; j < std::min(from + kBlock, n); ++j) {
+        own[count] = j;
+        count += place[j] >= low && place[j] < high;
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        if (i + kAhead < count) __builtin_prefetch(sums + place[own[i + kAhead]] * dim, 1);
+        float* __restrict sum = sums + place[own[i]] * dim;
+        const float* __restrict value = values + own[i] * dim;
+        for (int64_t d = 0; d < dim; ++d) sum[d] += value[d];
+      }
     }
   });
 }
