@@ -59,10 +59,12 @@ struct Layout {
 
   // (D, wide): the first layer as this candidate sees it.
   void matrix_of(const float* query, float* matrix) const {
-    for (int64_t d = 0; d < dim; ++d) {
+    const float *from = key.data(), *times = product.data();
+    for (int64_t d = 0, at = 0; d < dim; ++d) {
       const Vec q = spread(query[d]);
-      for (int64_t h = 0; h < wide; h += kWidth)
-        store(matrix + d * wide + h, load(&key[d * wide + h]) + q * load(&product[d * wide + h]));
+      const int64_t end = at + wide;
+#pragma GCC unroll 4
+      for (; at < end; at += kWidth) store(matrix + at, load(from + at) + q * load(times + at));
     }
   }
 };

@@ -186,15 +186,17 @@ void score_piece(const AttentionInputs& in, const Layout& to, const Piece& piece
   const int64_t count = piece.last - piece.first;
   float* matrix = space.matrix.at(to.dim * to.wide);
   float* hidden = space.hidden.at(to.wide);
-  float* extra = space.extra.at(kBlock * to.wide);
+  float* extra = space.extra.at((kBlock + kRows) * to.wide);
   std::fill(hidden, hidden + to.wide, 0.0f);
   for (int64_t stretch = 0; stretch < length; stretch += kStretch) {
     const int64_t end = std::min(stretch + kStretch, length);
     for (int64_t c = 0; c < count; ++c) {
       to.matrix_of(in.query + (piece.first + c) * to.dim, matrix);
       std::copy_n(in.query_hidden + (piece.first + c) * to.units, to.units, hidden);
-      for (int64_t j = stretch; j < end; j += kBlock) {
-        const int64_t rows = std::min(kBlock, end - j), at = c * length + j;
+      int64_t rows;
+      for (int64_t j = stretch; j < end; j += rows) {
+        rows = end - j < kBlock + kRows ? end - j : kBlock;  // a last tile that is not full joins its block
+        const int64_t at = c * length + j;
         score_block<Leaks, Keeps>(to, rows_from(to, in, key0 + j, rows, extra), rows, matrix, hidden, *in.bias,
                                   scores + at, Keeps ? signs + at * to.words : nullptr, space.spare);
       }
