@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.ops.shapes import offsets_of
 
 from sostenuto.native.library import available, using
-from sostenuto.ops.bucket_sum import BucketTerms, bucket_interest, differentiable_sum, weighted_bucket_sum
-from sostenuto.ops.native_buckets import bucket_sums, hash_rows, interests
+from sostenuto.ops.bucket_sum import BucketTerms, bucket_interest, summed_or_terms, weighted_bucket_sum
+from sostenuto.ops.native_buckets import asked_sums, bucket_sums, hash_rows, interests
 from sostenuto.ops.simhash import bucket_ids, random_hyperplanes
 
 LIBRARIES = available()
@@ -137,15 +137,16 @@ def test_interests_equal_the_definition(name, lengths, seed, width, sets, parts,
     sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 4)), min_size=1, max_size=5),
     seed=st.integers(0, 999),
     sets=st.integers(1, 3),
+    groups=st.sampled_from([3, 48, 70]),
     normalised=st.booleans(),
     threads=st.sampled_from([1, 2]),
 )
 def test_the_gradient_from_candidates_to_behaviours_at_once_equals_the_two_steps(
-    name, sizes, seed, sets, normalised, threads
+    name, sizes, seed, sets, groups, normalised, threads
 ):
-    case = drawn([a for a, _ in sizes], seed, width=9, sets=sets)
-    values, buckets = case[0], case[-1]
-    _, asked, starts = looked_up([b for _, b in sizes], seed, 9, sets)
+    case = drawn([a for a, _ in sizes], seed, width=9, sets=sets, groups=groups)
+    values = case[0]
+    _, asked, starts = looked_up([b for _, b in sizes], seed, 9, sets, groups=groups)
     parts = [4, 5] if normalised else []
     found = {}
     before = torch.get_num_threads()
@@ -153,7 +154,7 @@ def test_the_gradient_from_candidates_to_behaviours_at_once_equals_the_two_steps
     try:
         for form in (None, LIBRARIES[name]):
             with using(form):
-                table, terms = differentiable_sum(BucketTerms(*case[:-1]), buckets)
+                table, terms = summed_or_terms(BucketTerms(*case))
                 assert (terms is None) == (form is None)
                 out = bucket_interest(table, asked, starts, parts, terms)
                 upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
@@ -207,6 +208,12 @@ def test_what_would_reach_beyond_the_arrays_is_refused(name):
             interests(table, asked - 9, starts, [4])
         with pytest.raises(ValueError, match="parts must add up"):
             interests(table, asked, starts, [3])
+        with pytest.raises(ValueError, match="query_ids must be in"):
+            asked_sums(values, weights, ids, place, offsets, buckets, asked + buckets, starts)
+        with pytest.raises(ValueError, match="offsets must rise from 0 to 3"):
+            asked_sums(values, weights, ids, place, offsets, buckets, asked, offsets)
+        with pytest.raises(ValueError, match="must have the 2 rows of the behaviours, got 1"):
+            asked_sums(values, weights, ids, place, offsets, buckets, asked, torch.tensor([0, 3]))
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -214,5 +221,9 @@ def test_the_operators_are_registered_whole(name):
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     with using(LIBRARIES[name]):
         torch.library.opcheck(bucket_sums, drawn([3, 4], 0), test_utils=checks)
+        operands = drawn([3, 4], 0)
+        queries = looked_up([3, 4], 0, 4, 2)[1:]
+        with torch.no_grad():
+            torch.library.opcheck(asked_sums, (*operands, *queries), test_utils=("test_schema", "test_faketensor"))
         torch.library.opcheck(interests, (*looked_up([3, 4], 0, 4, 2), [4]), test_utils=checks)
         torch.library.opcheck(hash_rows, (torch.randn(5, 3), random_hyperplanes(3, 2, 3)), test_utils=checks)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sostenuto.ops.bucket_sum import BucketTerms, bucket_interest, bucket_mean, differentiable_sum
+from sostenuto.ops.bucket_sum import BucketTerms, bucket_interest, bucket_mean, summed_or_terms
 from sostenuto.ops.jagged import newest_time, offsets_to_lengths, row_index
 from sostenuto.ops.simhash import bucket_ids, random_hyperplanes
 
@@ -20,11 +20,11 @@ DAY_MS = 86_400_000
 class Buckets:
     """Bucket sums of B users; a value, never changed in place. Its size does not depend on the history's length."""
 
-    sums: Tensor  # (B, G, K, 1 + S, V) float64: plain, then one per half-life, decayed to `reference_ms`
+    sums: Tensor | None  # (B, G, K, 1 + S, V) float64: plain, then one per half-life, decayed to `reference_ms`
     counts: Tensor | None  # (B, G, K) float64 behaviours in each bucket, where they are asked for
     reference_ms: Tensor  # (B,) int64 time of the newest behaviour; 0 for an empty history
     lengths: Tensor  # (B,) int64 behaviours in all
-    terms: BucketTerms | None = None  # in training: what carries the gradient in place of `sums`
+    terms: BucketTerms | None = None  # in training, in place of `sums`: summed when candidates ask, for them
 
 
 class HashBuckets(nn.Module):
@@ -85,12 +85,12 @@ class HashBuckets(nn.Module):
             places = (row[:, None] * groups + columns) * self.buckets + ids[place]
             counts = torch.bincount(places.flatten(), minlength=len(lengths) * groups * self.buckets).double()
             counts = counts.view(len(lengths), groups, self.buckets)
-        sums, terms = differentiable_sum(BucketTerms(values, weights, ids, place, offsets), self.buckets)
+        sums, terms = summed_or_terms(BucketTerms(values, weights, ids, place, offsets, self.buckets))
         return Buckets(sums=sums, counts=counts, reference_ms=reference, lengths=lengths, terms=terms)
 
     def append(self, state: Buckets, later: Buckets) -> Buckets:
         """Add the buckets of later events; equal to encoding everything anew. For states without a gradient."""
-        if state.terms is not None or later.terms is not None:
+        if state.sums is None or later.sums is None:
             raise ValueError("states must be made without gradients to be appended, got some; use torch.no_grad()")
         reference = torch.maximum(state.reference_ms, later.reference_ms)
         fade = torch.exp(-(reference - state.reference_ms).double()[:, None] * self.rates)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sostenuto.schema.errors import NoLibrary
 
-VERSION = 8  # of the C interface; a library of another version is not used
+VERSION = 9  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/library.cpp
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -172,6 +172,7 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_attention_backward": 3,
     "sostenuto_bucket_sums": 6,
     "sostenuto_bucket_sums_backward": 6,
+    "sostenuto_asked_sums": 8,
     "sostenuto_interests": 4,
     "sostenuto_interests_backward": 5,
     "sostenuto_interests_to_values": 9,

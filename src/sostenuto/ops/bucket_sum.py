@@ -104,38 +104,38 @@ class BucketTerms(NamedTuple):
     ids: Tensor  # (U, G)
     place: Tensor  # (N,)
     offsets: Tensor  # (B + 1,)
+    buckets: int  # K
 
 
-def differentiable_sum(terms: BucketTerms, buckets: int) -> tuple[Tensor, BucketTerms | None]:
-    """Sum by bucket, and say what `bucket_interest` needs beside the table to pass a gradient on.
+def summed_or_terms(terms: BucketTerms) -> tuple[Tensor | None, BucketTerms | None]:
+    """Return the (B, G, K, S, V) table and None, or None and the terms where `bucket_interest` had better sum them.
 
-    Returns:
-        the (B, G, K, S, V) table and None where the table itself carries the gradient; else the terms. The compiled
-        form goes back from what candidates found to the values at once: a table is large and its gradient nearly empty.
+    In training the compiled form sums the few buckets that candidates ask for, and goes back from what they found to
+    the values at once: a whole table is large, and its gradient nearly empty.
     """
     if torch.is_grad_enabled() and terms.values.requires_grad and is_usable(terms.values):
-        with torch.no_grad():
-            return weighted_bucket_sum(*terms, buckets), terms
-    return weighted_bucket_sum(*terms, buckets), None
+        return None, terms
+    return weighted_bucket_sum(*terms), None
 
 
 def bucket_interest(
-    table: Tensor, ids: Tensor, offsets: Tensor, parts: Sequence[int], terms: BucketTerms | None = None
+    table: Tensor | None, ids: Tensor, offsets: Tensor, parts: Sequence[int], terms: BucketTerms | None = None
 ) -> Tensor:
     """Average over signatures the direction of what a candidate finds in its buckets (SDIM, section 3.2).
 
     Args:
-        table: (B, G, K, S, V) float64 bucket sums.
+        table: (B, G, K, S, V) float64 bucket sums, None with `terms`.
         ids: (Nc, G) int32 bucket of each candidate.
         offsets: (B + 1,) row starts of the candidates.
         parts: widths of the slices of V that are brought to length 1 each; empty: the sums are averaged as they are.
-        terms: of the table, from `differentiable_sum`.
+        terms: what the table is the sum of, from `summed_or_terms`.
 
     Returns:
         (Nc, S, V) float32; what is found in an empty bucket is zero.
     """
-    if terms is not None:
-        return interests_of_values(*terms, table, ids, offsets, list(parts))
+    if table is None:
+        assert terms is not None, "neither a table nor its terms were given"
+        return interests_of_values(*terms, ids, offsets, list(parts))
     if library() is not None and table.device.type == "cpu":
         return looked_up(table, ids, offsets, list(parts))
 
@@ -185,7 +185,7 @@ __all__ = [
     "bucket_interest",
     "bucket_mean",
     "bucket_sum",
-    "differentiable_sum",
     "direction",
+    "summed_or_terms",
     "weighted_bucket_sum",
 ]

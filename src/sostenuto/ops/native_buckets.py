@@ -199,6 +199,51 @@ def _interests_backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
 interests.register_autograd(_interests_backward, setup_context=_setup_interests)
 
 
+@torch.library.custom_op("sostenuto::asked_sums", mutates_args=())
+def asked_sums(
+    values: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    place: Tensor,
+    offsets: Tensor,
+    buckets: int,
+    query_ids: Tensor,
+    query_offsets: Tensor,
+) -> Tensor:
+    """Return the table of `bucket_sums` of which only the buckets of (Nc, G) candidates are sure to be written."""
+    offsets, query_offsets = _checked_offsets(offsets, values.shape[0]), _checked_offsets(query_offsets, len(query_ids))
+    ids, place = _checked("ids", ids, buckets), _checked("place", place, ids.shape[0])
+    query_ids = _checked("query_ids", query_ids, buckets)
+    if query_offsets.shape != offsets.shape:
+        raise ValueError(
+            f"candidates must have the {offsets.shape[0] - 1} rows of the behaviours, "
+            f"got {query_offsets.shape[0] - 1}; give every row an offset, also those without candidates"
+        )
+    table = weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
+    held = [t.contiguous() for t in (values, weights, place, ids, query_ids)]
+    any_library().handle.sostenuto_asked_sums(
+        ctypes.byref(_interest_shape(table, query_offsets, _ends([], 0))),
+        ctypes.byref(_bucket_shape(weights, ids, offsets, buckets, values.shape[1])),
+        *(t.data_ptr() for t in held),
+        table.data_ptr(),
+    )
+    return table
+
+
+@asked_sums.register_fake
+def _(
+    values: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    place: Tensor,
+    offsets: Tensor,
+    buckets: int,
+    query_ids: Tensor,
+    query_offsets: Tensor,
+) -> Tensor:
+    return weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
+
+
 class _InterestsOfValues(torch.autograd.Function):
     """See `interests_of_values`."""
 
@@ -210,12 +255,13 @@ class _InterestsOfValues(torch.autograd.Function):
         ids: Tensor,
         place: Tensor,
         offsets: Tensor,
-        table: Tensor,
+        buckets: int,
         query_ids: Tensor,
         query_offsets: Tensor,
         parts: list[int],
     ) -> Tensor:
         ctx.parts = parts
+        table = asked_sums(values, weights, ids, place, offsets, buckets, query_ids, query_offsets)
         ctx.save_for_backward(weights, ids, place, offsets, table, query_ids, query_offsets)
         found: Tensor = interests(table, query_ids, query_offsets, parts)
         return found
@@ -243,18 +289,18 @@ def interests_of_values(
     ids: Tensor,
     place: Tensor,
     offsets: Tensor,
-    table: Tensor,
+    buckets: int,
     query_ids: Tensor,
     query_offsets: Tensor,
     parts: list[int],
 ) -> Tensor:
-    """Return `interests` of a table that was summed without a gradient, with the gradient of the values it is made of.
+    """Return the `interests` of candidates in the buckets of some values, with the gradient of the values.
 
-    The same as `bucket_sums` and `interests` one after the other, but the table's gradient, as large as the table, is
-    never made.
+    The same as `bucket_sums` and `interests` one after the other, but only the buckets that candidates ask for are
+    summed, and the table's gradient, as large as the table, is never made.
     """
     found: Tensor = _InterestsOfValues.apply(  # type: ignore[no-untyped-call]
-        values, weights, ids, place, offsets, table, query_ids, query_offsets, parts
+        values, weights, ids, place, offsets, buckets, query_ids, query_offsets, parts
     )
     return found
 
@@ -273,6 +319,7 @@ def looked_up(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> 
 
 
 __all__ = [
+    "asked_sums",
     "bucket_sums",
     "bucket_sums_backward",
     "hash_rows",

@@ -30,14 +30,17 @@ std::vector<int64_t> costs_of(const BucketShape& s) {
   return costs;
 }
 
+// Have the buckets of an item brought near.
+inline void ask_for(const int32_t* ids, int64_t groups) {
+  const char* first = reinterpret_cast<const char*>(ids);
+  for (int64_t at = 0; at < groups * 4; at += 64) __builtin_prefetch(first + at);
+}
+
 // Rows of the table, (G K) of them, that behaviours `first` .. `last` fall into.
 void gather_rows_of(const BucketShape& s, const int64_t* place, const int32_t* ids, int64_t first, int64_t last,
                     int32_t* to) {
   for (int64_t j = first; j < last; ++j) {
-    if (j + kAhead < last) {
-      const char* next = reinterpret_cast<const char*>(ids + place[j + kAhead] * s.groups);
-      for (int64_t at = 0; at < s.groups * 4; at += 64) __builtin_prefetch(next + at);
-    }
+    if (j + kAhead < last) ask_for(ids + place[j + kAhead] * s.groups, s.groups);
     const int32_t* from = ids + place[j] * s.groups;
     for (int64_t g = 0; g < s.groups; ++g)
       to[(j - first) * s.groups + g] = from[g] + static_cast<int32_t>(g * s.buckets);
@@ -129,6 +132,124 @@ void add_piece(const BucketShape& s, const Piece& piece, const float* values, co
   }
 }
 
+// Room for the sums of one user.
+struct SumRoom {
+  std::vector<int32_t> own;
+  std::vector<float> sums;
+
+  explicit SumRoom(const BucketShape& s)
+      : own(kStretch * s.groups), sums(std::max(kCacheFloats, s.buckets * kMost * kWidth)) {}
+};
+
+// All buckets of user b.
+void sum_buckets(const BucketShape& s, const std::vector<Piece>& pieces, int64_t b, const float* values,
+                 const double* weights, const int64_t* place, const int32_t* ids, SumRoom& room, double* table) {
+  std::fill(table, table + s.groups * s.buckets * s.sets * s.width, 0.0);
+  for (int64_t start = s.offsets[b]; start < s.offsets[b + 1]; start += kStretch) {
+    const Stretch at{start, std::min(start + kStretch, s.offsets[b + 1]), room.own.data()};
+    gather_rows_of(s, place, ids, at.start, at.end, room.own.data());
+    for (const Piece& piece : pieces) add_piece(s, piece, values, weights, at, room.sums.data(), table);
+  }
+}
+
+// Behaviours start .. end, and of the rows each falls into those that were asked for.
+struct Hits {
+  std::vector<int32_t> rows;    // (kStretch, G), the first `counts` of each
+  std::vector<int32_t> counts;  // (kStretch,)
+
+  explicit Hits(const BucketShape& s) : rows(kStretch * s.groups), counts(kStretch) {}
+
+  // Asked for by several candidates: `asked` marks the rows.
+  void find(const BucketShape& s, const int64_t* place, const int32_t* ids, int64_t start, int64_t end,
+            const std::vector<int32_t>& asked) {
+    gather_rows_of(s, place, ids, start, end, rows.data());
+    for (int64_t j = 0; j < end - start; ++j) {
+      int32_t* of = rows.data() + j * s.groups;
+      int32_t hits = 0;
+      for (int64_t g = 0; g < s.groups; ++g) {
+        const int32_t row = of[g];
+        of[hits] = row;
+        hits += asked[row];
+      }
+      counts[j] = hits;
+    }
+  }
+
+  // Asked for by one candidate, in the buckets `wanted` (G): whole vectors of signatures are compared.
+  void find(const BucketShape& s, const int64_t* place, const int32_t* ids, int64_t start, int64_t end,
+            const int32_t* wanted) {
+    const int64_t groups = s.groups, buckets = s.buckets;
+    for (int64_t j = start; j < end; ++j) {
+      if (j + kAhead < end) ask_for(ids + place[j + kAhead] * groups, groups);
+      const int32_t* of = ids + place[j] * groups;
+      int32_t* to = rows.data() + (j - start) * groups;
+      int32_t hits = 0;
+      for (int64_t g0 = 0; g0 < groups; g0 += 64) {
+        const int64_t g1 = std::min<int64_t>(g0 + 64, groups);
+        uint64_t same = 0;
+        int64_t g = g0;
+        for (; g + kWidth <= g1; g += kWidth) same |= lanes_equal(of + g, wanted + g) << (g - g0);
+        for (; g < g1; ++g) same |= static_cast<uint64_t>(of[g] == wanted[g]) << (g - g0);
+        for (; same; same &= same - 1) {
+          const int64_t hit = g0 + __builtin_ctzll(same);
+          to[hits++] = static_cast<int32_t>(hit * buckets + wanted[hit]);
+        }
+      }
+      counts[j - start] = hits;
+    }
+  }
+};
+
+// A behaviour's value times its weight, added to the rows it hits: N vectors of it.
+template <int N>
+void add_to_hits(const BucketShape& s, const Piece& piece, const float* values, const double* weights, int64_t start,
+                 int64_t end, const Hits& hits, double* table) {
+  const int64_t width = s.sets * s.width;
+  double* column = table + piece.set * s.width + piece.v;
+  for (int64_t j = start; j < end; ++j) {
+    const Wide weight = spread(weights[j * s.sets + piece.set]);
+    Wide held[N];
+    for (int n = 0; n < N; ++n) held[n] = weight * widened(values + j * s.width + piece.v + n * kDoubles);
+    const int32_t* of = hits.rows.data() + (j - start) * s.groups;
+    const int32_t count = hits.counts[j - start];
+    for (int32_t i = 0; i < count; ++i) {
+      double* row = column + of[i] * width;
+      for (int n = 0; n < N; ++n) store(row + n * kDoubles, load(row + n * kDoubles) + held[n]);
+    }
+  }
+}
+
+void add_numbers_to_hits(const BucketShape& s, const Piece& piece, const float* values, const double* weights,
+                         int64_t start, int64_t end, const Hits& hits, double* table) {
+  const int64_t width = s.sets * s.width;
+  for (int64_t j = start; j < end; ++j)
+    for (int32_t i = 0; i < hits.counts[j - start]; ++i) {
+      double* row = table + hits.rows[(j - start) * s.groups + i] * width + piece.set * s.width;
+      for (int64_t v = piece.v; v < piece.v + piece.count; ++v)
+        row[v] += weights[j * s.sets + piece.set] * values[j * s.width + v];
+    }
+}
+
+using AddToHits = decltype(&add_numbers_to_hits);
+constexpr AddToHits kAddToHits[kMost + 1] = {add_numbers_to_hits, add_to_hits<1>, add_to_hits<2>,
+                                             add_to_hits<3>,      add_to_hits<4>, add_to_hits<5>,
+                                             add_to_hits<6>,      add_to_hits<7>, add_to_hits<8>};
+
+// The buckets `wanted` (G) of user b; the others are left as they are.
+void sum_wanted(const BucketShape& s, const std::vector<Piece>& pieces, int64_t b, const float* values,
+                const double* weights, const int64_t* place, const int32_t* ids, const int32_t* wanted, Hits& hits,
+                double* table) {
+  const int64_t width = s.sets * s.width;
+  for (int64_t g = 0; g < s.groups; ++g) std::fill_n(table + (g * s.buckets + wanted[g]) * width, width, 0.0);
+  for (int64_t start = s.offsets[b]; start < s.offsets[b + 1]; start += kStretch) {
+    const int64_t end = std::min(start + kStretch, s.offsets[b + 1]);
+    hits.find(s, place, ids, start, end, wanted);
+    for (const Piece& piece : pieces)
+      kAddToHits[piece.count < kDoubles ? 0 : piece.count / kDoubles](s, piece, values, weights, start, end, hits,
+                                                                      table);
+  }
+}
+
 // What a behaviour finds in the rows it is told of, times its weight, added to its gradient.
 template <int N>
 void take_vectors(const BucketShape& s, const Piece& piece, const double* weights, int64_t start, int64_t end,
@@ -178,32 +299,28 @@ bool any(const double* from, int64_t count) {
 // Room for the gradient of one user's values.
 struct Room {
   std::vector<double> found;
-  std::vector<int32_t> own, counts, asked;
+  std::vector<int32_t> asked;
+  Hits hits;
 
-  explicit Room(const BucketShape& s)
-      : found(kStretch * s.width), own(kStretch * s.groups), counts(kStretch), asked(s.groups * s.buckets) {}
+  explicit Room(const BucketShape& s) : found(kStretch * s.width), asked(s.groups * s.buckets), hits(s) {}
 };
 
-// The gradient of user b's values from that of the table's rows that were asked for; the other rows are not read.
+// The gradient of user b's values from that of the table's rows that were asked for; the other rows are not read. One
+// candidate asks for `wanted` (G), which is null where there are several.
 void values_gradient(const BucketShape& s, const std::vector<Piece>& pieces, int64_t b, const double* weights,
-                     const int64_t* place, const int32_t* ids, const double* d_rows, Room& room, float* d_values) {
+                     const int64_t* place, const int32_t* ids, const int32_t* wanted, const double* d_rows, Room& room,
+                     float* d_values) {
   for (int64_t start = s.offsets[b]; start < s.offsets[b + 1]; start += kStretch) {
     const int64_t end = std::min(start + kStretch, s.offsets[b + 1]);
-    gather_rows_of(s, place, ids, start, end, room.own.data());
-    for (int64_t j = 0; j < end - start; ++j) {  // few candidates ask for few buckets: only those are kept
-      int32_t* of = room.own.data() + j * s.groups;
-      int32_t hits = 0;
-      for (int64_t g = 0; g < s.groups; ++g) {
-        const int32_t row = of[g];
-        of[hits] = row;
-        hits += room.asked[row];
-      }
-      room.counts[j] = hits;
+    if (wanted) {
+      room.hits.find(s, place, ids, start, end, wanted);
+    } else {
+      room.hits.find(s, place, ids, start, end, room.asked);
     }
     std::fill(room.found.begin(), room.found.begin() + (end - start) * s.width, 0.0);
     for (const Piece& piece : pieces) {
       const Take take = kTake[piece.count < kDoubles ? 0 : piece.count / kDoubles];
-      take(s, piece, weights, start, end, room.own.data(), room.counts.data(), d_rows, room.found.data());
+      take(s, piece, weights, start, end, room.hits.rows.data(), room.hits.counts.data(), d_rows, room.found.data());
     }
     float* to = d_values + start * s.width;
     for (int64_t i = 0; i < (end - start) * s.width; ++i) to[i] = static_cast<float>(room.found[i]);
@@ -214,6 +331,11 @@ std::vector<int64_t> costs_of(const InterestShape& s) {
   std::vector<int64_t> costs;
   for (int64_t b = 0; b < s.rows; ++b) costs.push_back(s.offsets[b + 1] - s.offsets[b] + 4);
   return costs;
+}
+
+// The buckets (G) of the one candidate of row b; null where there is none or more than one.
+const int32_t* wanted_by_one(const InterestShape& s, int64_t b, const int32_t* ids) {
+  return s.offsets[b + 1] - s.offsets[b] == 1 ? ids + s.offsets[b] * s.groups : nullptr;
 }
 
 // One bucket: S values of V, each in parts of length 1, rounded to float32 and padded to whole vectors.
@@ -294,15 +416,27 @@ void sostenuto_bucket_sums(const BucketShape* shape, const float* values, const 
   const int64_t size = s.groups * s.buckets * s.sets * s.width;
   const std::vector<Piece> pieces = pieces_of(s, kWidth);
   in_parts(costs_of(s), s.threads, [&](int64_t first, int64_t last) {
-    std::vector<int32_t> own(kStretch * s.groups);
-    std::vector<float> sums(std::max(kCacheFloats, s.buckets * kMost * kWidth));
+    SumRoom room(s);
+    for (int64_t b = first; b < last; ++b)
+      sum_buckets(s, pieces, b, values, weights, place, ids, room, table + b * size);
+  });
+}
+
+void sostenuto_asked_sums(const InterestShape* asked, const BucketShape* summed, const float* values,
+                          const double* weights, const int64_t* place, const int32_t* ids, const int32_t* query_ids,
+                          double* table) {
+  const BucketShape& s = *summed;
+  const int64_t size = s.groups * s.buckets * s.sets * s.width;
+  const std::vector<Piece> whole = pieces_of(s, kWidth), halves = pieces_of(s, kDoubles);
+  in_parts(costs_of(s), s.threads, [&](int64_t first, int64_t last) {
+    SumRoom room(s);
+    Hits hits(s);
     for (int64_t b = first; b < last; ++b) {
       double* mine = table + b * size;
-      std::fill(mine, mine + size, 0.0);
-      for (int64_t start = s.offsets[b]; start < s.offsets[b + 1]; start += kStretch) {
-        const Stretch at{start, std::min(start + kStretch, s.offsets[b + 1]), own.data()};
-        gather_rows_of(s, place, ids, at.start, at.end, own.data());
-        for (const Piece& piece : pieces) add_piece(s, piece, values, weights, at, sums.data(), mine);
+      if (const int32_t* wanted = wanted_by_one(*asked, b, query_ids)) {
+        sum_wanted(s, halves, b, values, weights, place, ids, wanted, hits, mine);
+      } else {
+        sum_buckets(s, whole, b, values, weights, place, ids, room, mine);
       }
     }
   });
@@ -318,7 +452,7 @@ void sostenuto_bucket_sums_backward(const BucketShape* shape, const double* weig
     for (int64_t b = first; b < last; ++b) {
       const double* mine = d_table + b * number * width;
       for (int64_t r = 0; r < number; ++r) room.asked[r] = any(mine + r * width, width);
-      values_gradient(s, pieces, b, weights, place, ids, mine, room, d_values);
+      values_gradient(s, pieces, b, weights, place, ids, nullptr, mine, room, d_values);
     }
   });
 }
@@ -377,7 +511,8 @@ void sostenuto_interests_to_values(const InterestShape* asked, const BucketShape
     std::vector<double> unit, d_rows(s.groups * s.buckets * s.sets * s.width);
     for (int64_t b = first; b < last; ++b) {
       table_gradient(*asked, b, table, query_ids, d_out, unit, room.asked, d_rows.data());
-      values_gradient(s, pieces, b, weights, place, ids, d_rows.data(), room, d_values);
+      const int32_t* wanted = wanted_by_one(*asked, b, query_ids);
+      values_gradient(s, pieces, b, weights, place, ids, wanted, d_rows.data(), room, d_values);
     }
   });
 }

@@ -169,6 +169,10 @@ SOSTENUTO_EXPORT void sostenuto_bucket_sums(const BucketShape*, const float* val
                                             const int64_t* place, const int32_t* ids, double* table);
 SOSTENUTO_EXPORT void sostenuto_bucket_sums_backward(const BucketShape*, const double* weights, const int64_t* place,
                                                      const int32_t* ids, const double* d_table, float* d_values);
+// The same table, of which only what candidates in buckets query_ids (Nc, G) ask for need be written.
+SOSTENUTO_EXPORT void sostenuto_asked_sums(const InterestShape*, const BucketShape*, const float* values,
+                                           const double* weights, const int64_t* place, const int32_t* ids,
+                                           const int32_t* query_ids, double* table);
 // table as above, ids (Nc, G) int32; out (Nc, S, V) is written.
 SOSTENUTO_EXPORT void sostenuto_interests(const InterestShape*, const double* table, const int32_t* ids, float* out);
 SOSTENUTO_EXPORT void sostenuto_interests_backward(const InterestShape*, const double* table, const int32_t* ids,

@@ -124,6 +124,22 @@ inline Vec chosen(uint64_t bits, Vec yes, Vec no) {
   return (all & lanes) != 0 ? yes : no;
 }
 
+// Bit i: the i-th numbers of both are the same.
+inline uint64_t lanes_equal(const int32_t* a, const int32_t* b) {
+  IntVec x, y;
+  std::memcpy(&x, a, sizeof(x));
+  std::memcpy(&y, b, sizeof(y));
+#if defined(__AVX512F__)
+  return _mm512_cmpeq_epi32_mask(reinterpret_cast<__m512i>(x), reinterpret_cast<__m512i>(y));
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(reinterpret_cast<__m256>(x == y));
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < kWidth; ++i) bits |= static_cast<uint64_t>(x[i] == y[i]) << i;
+  return bits;
+#endif
+}
+
 // Lane i is the lane of `table` that the low kLog bits of index i name.
 inline Vec looked_up(Vec table, IntVec index) {
 #if defined(__AVX512F__)
