@@ -26,6 +26,10 @@ class TargetAttention(nn.Module):
         normalise: see `ops.target_attention`.
     """
 
+    key: nn.Parameter
+    query: nn.Parameter
+    product: nn.Parameter
+
     def __init__(
         self,
         dim: int,
@@ -64,9 +68,9 @@ class TargetAttention(nn.Module):
                 `ops.target_attention.target_attention`.
         """
         unit = UnitWeights(
-            key=self.get_parameter("key"),
-            query=self.get_parameter("query"),
-            product=self.get_parameter("product"),
+            key=self.key,
+            query=self.query,
+            product=self.product,
             bias=self.bias,
             out=self.readout.weight[0],
             out_bias=self.readout.bias[0],

@@ -172,10 +172,10 @@ class SDIM(nn.Module):
         target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
         recent, dim = state.recent, target.shape[1]
         hidden, gaps = self.histories.at_request(recent, context)
-        beside = [recent.key.new_ones(recent.key.shape[0], int(self.config.products))]
+        beside = recent.key.new_ones(recent.key.shape[0], int(self.config.products))
         if gaps is not None:
-            beside.append(gaps)
-        short = self.short(target, candidates.offsets, recent.key, recent.offsets, torch.cat(beside, 1), hidden)
+            beside = torch.cat([beside, gaps], 1)
+        short = self.short(target, candidates.offsets, recent.key, recent.offsets, beside, hidden)
         hashed = self.long.hash(self._hashed(target))
         long = self.long.lookup(state.long, hashed, candidates.offsets)
         if self.config.products:

@@ -6,6 +6,7 @@ The definitions are the plain forms in `simhash` and `bucket_sum`.
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,17 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sostenuto.native.library import BucketShape, HashShape, InterestShape, any_library
+from sostenuto.ops.checked_offsets import checked_offsets
 
 
 def _call(name: str, shape: ctypes.Structure, *tensors: Tensor) -> None:
     getattr(any_library().handle, f"sostenuto_{name}")(ctypes.byref(shape), *(t.data_ptr() for t in tensors))
-
-
-def _checked_offsets(offsets: Tensor, rows: int) -> Tensor:
-    offsets = offsets.contiguous()
-    if int(offsets[0]) != 0 or int(offsets[-1]) != rows or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must rise from 0 to {rows}, got {offsets.tolist()[:5]}...; make them with cumsum")
-    return offsets
 
 
 def _checked(name: str, values: Tensor, limit: int) -> Tensor:
@@ -78,7 +73,7 @@ def bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, off
         offsets: (B + 1,).
         buckets: K.
     """
-    offsets = _checked_offsets(offsets, values.shape[0])
+    offsets = checked_offsets(offsets, values.shape[0])
     ids, place = _checked("ids", ids, buckets), _checked("place", place, ids.shape[0])
     shape = _bucket_shape(weights, ids, offsets, buckets, values.shape[1])
     table = weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
@@ -145,7 +140,7 @@ def _interest_shape(table: Tensor, offsets: Tensor, ends: Tensor) -> InterestSha
 def _ends(parts: Sequence[int], width: int) -> Tensor:
     if parts and sum(parts) != width:
         raise ValueError(f"parts must add up to the width {width}, got {list(parts)}; give the widths of all parts")
-    return torch.tensor(parts, dtype=torch.int64).cumsum(0)
+    return torch.tensor(list(itertools.accumulate(parts)), dtype=torch.int64)
 
 
 def _interests(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
@@ -157,7 +152,7 @@ def _interests(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) ->
         offsets: (B + 1,) row starts of the candidates.
         parts: widths of the slices of V that are brought to length 1 each; empty: sums are taken as they are.
     """
-    offsets = _checked_offsets(offsets, ids.shape[0])
+    offsets = checked_offsets(offsets, ids.shape[0])
     table, ids, ends = table.contiguous(), _checked("ids", ids, table.shape[2]), _ends(parts, table.shape[4])
     out = table.new_empty(ids.shape[0], table.shape[3], table.shape[4], dtype=torch.float32)
     _call("interests", _interest_shape(table, offsets, ends), table, ids, out)
@@ -211,7 +206,7 @@ def asked_sums(
     query_offsets: Tensor,
 ) -> Tensor:
     """Return the table of `bucket_sums` of which only the buckets of (Nc, G) candidates are sure to be written."""
-    offsets, query_offsets = _checked_offsets(offsets, values.shape[0]), _checked_offsets(query_offsets, len(query_ids))
+    offsets, query_offsets = checked_offsets(offsets, values.shape[0]), checked_offsets(query_offsets, len(query_ids))
     ids, place = _checked("ids", ids, buckets), _checked("place", place, ids.shape[0])
     query_ids = _checked("query_ids", query_ids, buckets)
     if query_offsets.shape != offsets.shape:

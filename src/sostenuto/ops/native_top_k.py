@@ -8,22 +8,14 @@ import torch
 from torch import Tensor
 
 from sostenuto.native.library import SearchShape, any_library
-
-
-def _checked(offsets: Tensor, rows: int, name: str) -> Tensor:
-    """Return contiguous offsets after a look that they stay inside the rows: nothing may be read beyond an array."""
-    offsets = offsets.contiguous()
-    inside = offsets.shape[0] > 0 and int(offsets[0]) == 0 and int(offsets[-1]) == rows
-    if not inside or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"{name} must rise from 0 to {rows}, got {offsets.tolist()[:5]}...; make them with cumsum")
-    return offsets
+from sostenuto.ops.checked_offsets import checked_offsets
 
 
 def _search(
     name: str, query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    starts = _checked(query_offsets, query.shape[0], "query_offsets")
-    ends = _checked(key_offsets, key.shape[0], "key_offsets")
+    starts = checked_offsets(query_offsets, query.shape[0], "query_offsets")
+    ends = checked_offsets(key_offsets, key.shape[0], "key_offsets")
     shape = SearchShape(
         requests=starts.shape[0] - 1,
         width=query.shape[1],
