@@ -155,6 +155,7 @@ class ItemEmbedding(nn.Module):
         self.register_buffer("past_starts_ms", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.num_items = features.num_items
         self.num_item_rows = max(features.num_item_rows, UNKNOWN + 1)
+        self.all_own_rows = features.num_item_rows == features.num_items
         self.id_dropout = id_dropout
         self.item = Table(self.num_item_rows, item_dim, std=std) if item_dim else None
         levels = features.categories if category_dim else ()
@@ -225,7 +226,7 @@ class ItemEmbedding(nn.Module):
         if self.key_vector_dim:
             parts.append((self.fixed(item, version) if fixed is None else fixed)[:, : self.key_vector_dim])
         if self.item is not None:
-            row = torch.where(item < self.num_item_rows, item, UNKNOWN)
+            row = item if self.all_own_rows else torch.where(item < self.num_item_rows, item, UNKNOWN)
             if self.training and self.id_dropout > 0:
                 seed = torch.randint(MAX_SEED, (1,), device=item.device)
                 dropped = drawn_per_number(row, self.id_dropout, seed)

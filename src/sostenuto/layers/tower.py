@@ -17,7 +17,7 @@ ACTIVATIONS: tuple[Activation, ...] = ("relu", "prelu", "dice")
 def make_activation(name: Activation, dim: int) -> nn.Module:
     """Return a fresh activation for `dim` units."""
     if name == "relu":
-        return nn.ReLU()
+        return nn.ReLU(inplace=True)  # of a linear layer, whose result nothing else needs
     return nn.PReLU(dim, init=0.1) if name == "prelu" else Dice(dim)
 
 

@@ -18,6 +18,7 @@ from sostenuto.native.library import Library, RowsShape
 from sostenuto.ops.backend import is_usable, library
 from sostenuto.ops.native_rows import gather, gathered
 
+FEW = 4_096  # rows that torch's own lookup gives as soon: it costs less to call
 STAMPS_AT_MOST = 1 << 26  # numbers of 4 bytes that tell distinct values apart; beyond it they are sorted
 
 
@@ -26,13 +27,13 @@ def lookup_rows(table: Tensor, index: Tensor, padding: int) -> Tensor:
 
     The gradient of the table is a sparse tensor over the rows that were looked up; row `padding` gets none.
     """
-    twins = library()
-    if twins is not None and is_usable(table) and index.numel():
-        if not (torch.is_grad_enabled() and table.requires_grad):
+    twins, learns = library(), torch.is_grad_enabled() and table.requires_grad
+    if twins is not None and is_usable(table) and index.numel() > (0 if learns else FEW):
+        if not learns:
             return gathered(table, index.reshape(-1)).view(*index.shape, table.shape[1])
         found: Tensor = _Lookup.apply(table, index, padding, twins)  # type: ignore[no-untyped-call]
         return found
-    if not torch.is_grad_enabled():
+    if not learns:
         return F.embedding(index, table)
     distinct, inverse = torch.unique(index, return_inverse=True)
     rows = F.embedding(distinct, table, padding_idx=padding, sparse=True)
