@@ -1,6 +1,7 @@
 // Threads are borrowed from the OpenMP runtime that torch has loaded. Its workers last and spin between calls: threads
 // of our own would share their cores with that spinning, and threads made anew in each call stay on their maker's core
-// for tens of milliseconds (measured: two threads of either kind were no quicker than one).
+// for tens of milliseconds (measured: two threads of either kind were no quicker than one). As everywhere in torch,
+// libgomp does not survive a fork: a child that wants more than one thread must be spawned.
 
 #include "parallel.h"
 
