@@ -61,6 +61,11 @@ def _bucket_shape(weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int, w
     )
 
 
+def _empty_table(values: Tensor, weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int) -> Tensor:
+    """Return room for (B, G, K, S, V) float64 sums."""
+    return weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
+
+
 @torch.library.custom_op("sostenuto::bucket_sums", mutates_args=())
 def bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int) -> Tensor:
     """Return (B, G, K, S, V) float64 sums.
@@ -76,14 +81,14 @@ def bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, off
     offsets = checked_offsets(offsets, values.shape[0])
     ids, place = _checked("ids", ids, buckets), _checked("place", place, ids.shape[0])
     shape = _bucket_shape(weights, ids, offsets, buckets, values.shape[1])
-    table = weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
+    table = _empty_table(values, weights, ids, offsets, buckets)
     _call("bucket_sums", shape, values.contiguous(), weights.contiguous(), place, ids, table)
     return table
 
 
 @bucket_sums.register_fake
 def _(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int) -> Tensor:
-    return weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
+    return _empty_table(values, weights, ids, offsets, buckets)
 
 
 @torch.library.custom_op("sostenuto::bucket_sums_backward", mutates_args=())
@@ -214,7 +219,7 @@ def asked_sums(
             f"candidates must have the {offsets.shape[0] - 1} rows of the behaviours, "
             f"got {query_offsets.shape[0] - 1}; give every row an offset, also those without candidates"
         )
-    table = weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
+    table = _empty_table(values, weights, ids, offsets, buckets)
     held = [t.contiguous() for t in (values, weights, place, ids, query_ids)]
     any_library().handle.sostenuto_asked_sums(
         ctypes.byref(_interest_shape(table, query_offsets, _ends([], 0))),
@@ -236,7 +241,7 @@ def _(
     query_ids: Tensor,
     query_offsets: Tensor,
 ) -> Tensor:
-    return weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
+    return _empty_table(values, weights, ids, offsets, buckets)
 
 
 class _InterestsOfValues(torch.autograd.Function):
