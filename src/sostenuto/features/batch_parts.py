@@ -61,13 +61,13 @@ def batch_parts(batch: BatchKind, max_events: int) -> Iterator[BatchPart[BatchKi
     events, count = batch.histories.lengths.tolist(), candidates.diff().tolist()
     points = cut_points(events, count, max_events)
     if len(points) == 2:
-        yield BatchPart(batch=cast("BatchKind", batch), candidates=slice(0, batch.labels.shape[0]), share=1.0)
+        yield BatchPart(batch=batch, candidates=slice(0, batch.labels.shape[0]), share=1.0)
         return
     start, total = 0, max(sum(requests), 1)
     for first, last in itertools.pairwise(points):
         end = start + sum(count[first:last])
         share = sum(requests[first:last]) / total
-        yield BatchPart(batch=batch.part(first, last), candidates=slice(start, end), share=share)
+        yield BatchPart(batch=cast("BatchKind", batch.part(first, last)), candidates=slice(start, end), share=share)
         start = end
 
 
