@@ -144,7 +144,7 @@ class Collator:
             row=_tensor(timeline),
             prefix=_tensor(prefix),
             candidates=self._candidates(asked, None if negatives is not None else reads),
-            negatives=None if negatives is None else self._shared(negatives.item),
+            negatives=None if negatives is None else self.items(negatives.item),
             log_q=None if negatives is None or negatives.log_q is None else _tensor(negatives.log_q),
             **self._observed(asked),
         )
@@ -270,8 +270,8 @@ class Collator:
             fields={name: _tensor(column) for name, column in fields.items()},
         )
 
-    def _shared(self, item: Array) -> Candidates:
-        """Return items that stand for no request: without what only a request gives them."""
+    def items(self, item: Array) -> Candidates:
+        """Return items that stand for no request, as one row: without what only a request gives them."""
         return Candidates(
             offsets=_tensor(np.array([0, len(item)])),
             item=_tensor(item),

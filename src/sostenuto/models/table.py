@@ -157,6 +157,20 @@ _add(
         config="sostenuto.models.sdim:SDIMConfig",
     )
 )
+_add(
+    ModelEntry(
+        name="sasrec",
+        title="Self-attentive sequential recommendation, sampled softmax",
+        paper="Kang and McAuley, ICDM 2018, arXiv:1808.09781",
+        kind="neural",
+        objective="next_item",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.models.sasrec:SASRec",
+        config="sostenuto.models.sasrec:SASRecConfig",
+    )
+)
 
 
 def entry_of(name: str) -> ModelEntry:
