@@ -165,7 +165,7 @@ def sampled_log_softmax(target: Tensor, negatives: Tensor, log_q: Tensor | None,
         excluded:  (N, M) bool, negatives that do not count for a target.
     """
     scores = negatives if log_q is None else negatives - log_q
-    scores = scores.masked_fill(excluded, torch.finfo(scores.dtype).min)
+    scores = torch.where(excluded, torch.finfo(scores.dtype).min, scores)
     return target - torch.logaddexp(target, torch.logsumexp(scores, 1))
 
 
