@@ -45,7 +45,7 @@ class RelativeBias(NamedTuple):
     """
 
     position: Tensor  # (P,) entry of a distance in tokens; larger ones share the last
-    time: Tensor  # (T,) entry of a bucket of seconds
+    time: Tensor | None  # (T,) entry of a bucket of seconds; None = order only
     query_position: Tensor  # (Nq,) int64
     key_position: Tensor  # (Nk,) int64
     query_time_s: Tensor  # (Nq,) int64
@@ -53,7 +53,8 @@ class RelativeBias(NamedTuple):
 
     def of_own(self, distance: int = 0) -> Tensor:
         """Return the term of a key of the query's own time, `distance` positions away."""
-        return self.position[min(distance, self.position.shape[0] - 1)] + self.time[0]
+        term = self.position[min(distance, self.position.shape[0] - 1)]
+        return term if self.time is None else term + self.time[0]
 
 
 class OwnKey(NamedTuple):
@@ -232,34 +233,36 @@ def _own_score(query: Tensor, one: OwnKey, scale: float, bias: RelativeBias | No
 
 def time_bucket(gap_s: Tensor) -> Tensor:
     """Return clamp(floor(ln(max(|gap|, 1)) / 0.301), 0, 128) of int32 seconds, as int64."""
-    return gap_s.abs().clamp_(min=1).float().log_().mul_(1.0 / BUCKET_WIDTH).clamp_(max=NUM_BUCKETS - 1).long()
+    return gap_s.abs().clamp_(min=1).float().log_().mul_(1.0 / BUCKET_WIDTH).long().clamp_(max=NUM_BUCKETS - 1)
 
 
 class _Biases:
     """The bias of one group, a tile at a time, and the sums of its gradients."""
 
     def __init__(self, bias: RelativeBias, group: _Group) -> None:
-        self.position, self.time = bias.position.detach(), bias.time.detach()
+        self.position, self.time = bias.position, bias.time
         self.query_position = bias.query_position[group.query][:, :, None]
         self.key_position = bias.key_position[group.key][:, None, :]
-        key_time = bias.key_time_s[group.key]
-        since = key_time[:, :1]  # seconds from the row's first key fit int32
-        self.query_time = (bias.query_time_s[group.query] - since)[:, :, None].to(torch.int32)
-        self.key_time = (key_time - since)[:, None, :].to(torch.int32)
+        if bias.time is not None:
+            key_time = bias.key_time_s[group.key]
+            since = key_time[:, :1]  # seconds from the row's first key fit int32
+            self.query_time = (bias.query_time_s[group.query] - since)[:, :, None].to(torch.int32)
+            self.key_time = (key_time - since)[:, None, :].to(torch.int32)
 
-    def places(self, strip: _Strip, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Return flat entries of both tables."""
+    def places(self, strip: _Strip, first: int, last: int) -> list[Tensor]:
+        """Return the flat entries of each table."""
         rows, columns = slice(strip.first, strip.last), slice(first, last)
         distance = self.query_position[:, rows] - self.key_position[:, :, columns]
-        distance.clamp_(0, self.position.shape[0] - 1)
-        bucket = time_bucket(self.query_time[:, rows] - self.key_time[:, :, columns])
-        if self.time.shape[0] < NUM_BUCKETS:
-            bucket.clamp_(max=self.time.shape[0] - 1)
-        return distance.view(-1), bucket.view(-1)
+        found = [distance.clamp_(0, self.position.shape[0] - 1).view(-1)]
+        if self.time is not None:
+            bucket = time_bucket(self.query_time[:, rows] - self.key_time[:, :, columns])
+            found.append(bucket.clamp_(max=self.time.shape[0] - 1).view(-1))
+        return found
 
-    def values(self, places: tuple[Tensor, Tensor]) -> Tensor:
+    def values(self, places: list[Tensor]) -> Tensor:
         """Return the flat bias of a tile."""
-        return self.position.index_select(0, places[0]).add_(self.time.index_select(0, places[1]))
+        term = self.position.index_select(0, places[0])
+        return term if self.time is None else term.add_(self.time.index_select(0, places[1]))
 
 
 class _Tile(NamedTuple):
@@ -303,7 +306,7 @@ class _Scores:
         self.biases = None if bias is None else _Biases(bias, group)
         self.nothing = 0.0 if form == "silu" else LOWEST
 
-    def of(self, tile: _Tile) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+    def of(self, tile: _Tile) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
         """Return (G * H, queries, keys) scores, the (G, 1, queries, keys) pairs not seen, and the bias' places."""
         strip, rows = tile.strip, len(self.group.query)
         score = torch.bmm(self.query[:, strip.first : strip.last], self.key_t[:, :, tile.first : tile.last])
@@ -373,7 +376,7 @@ class _Blocked(torch.autograd.Function):
         form: Form = ctx.form
         bias = None if position is None else RelativeBias(position, time, *ctx.places)
         query_grad, key_grad, value_grad = (torch.zeros_like(t) for t in (query, key, value))
-        table_grads = None if bias is None else (torch.zeros_like(position), torch.zeros_like(time))
+        table_grads = [None if table is None else torch.zeros_like(table) for table in (position, time)]
         for group in ctx.plan.groups:
             laid = _laid(query, group.query) * ctx.scale
             keys, values = _laid(key, group.key), _laid(value, group.key)
@@ -409,15 +412,15 @@ class _Blocked(torch.autograd.Function):
                     values_grad_t[:, :, columns].baddbmm_(from_out_t[:, :, rows], weight)
                     keys_grad_t[:, :, columns].baddbmm_(laid_t[:, :, rows], grad)
                     laid_grad[:, rows].baddbmm_(grad, keys[:, columns])
-                    if table_grads is not None and places is not None:
+                    if places is not None:
                         by_pair = grad.view(len(group.query), scores.heads, -1).sum(1).view(-1)
-                        for table, place in zip(table_grads, places, strict=True):
+                        for table, place in zip(table_grads, places, strict=False):
+                            assert table is not None
                             table.scatter_add_(0, place, by_pair.to(table.dtype))
             _put_back(laid_grad.mul_(ctx.scale), query_grad, group.query, group.query_mask)
             _put_back(keys_grad_t.transpose(1, 2), key_grad, group.key, group.key_mask)
             _put_back(values_grad_t.transpose(1, 2), value_grad, group.key, group.key_mask)
-        position_grad, time_grad = (None, None) if table_grads is None else table_grads
-        return query_grad, key_grad, value_grad, position_grad, time_grad, None, None, None, None
+        return query_grad, key_grad, value_grad, *table_grads, None, None, None, None
 
 
 def masks(
