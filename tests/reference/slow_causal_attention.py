@@ -17,9 +17,9 @@ def slow_attention(query, key, value, query_offsets, key_offsets, visible, *, fo
         for i in range(int(query_offsets[b]), int(query_offsets[b + 1])):
             heads = []
             for h in range(query.shape[1]):
-                seen = [
-                    (key[j, h], value[j, h], _bias(bias, i, j)) for j in range(start, start + int(visible[i]))
-                ] + [(one.key[i, h], one.value[i, h], _own_bias(bias, one)) for one in own]
+                seen = [(key[j, h], value[j, h], _bias(bias, i, j)) for j in range(start, start + int(visible[i]))] + [
+                    (one.key[i, h], one.value[i, h], _own_bias(bias, one)) for one in own
+                ]
                 scores = [scale * (query[i, h] @ k) + term for k, _, term in seen]
                 if not seen:
                     heads.append(torch.zeros_like(value[0, 0]))

@@ -15,6 +15,7 @@ Letters: B rows, N tokens, H heads, D and E widths of a key and of a value, G ro
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,9 +146,7 @@ def _strip_height(queries: int) -> int:
     return min(MOST_QUERIES, max(LEAST_QUERIES, LEAST_QUERIES * math.ceil(queries / (8 * LEAST_QUERIES))))
 
 
-def _group(
-    rows: Tensor, query_offsets: Tensor, key_offsets: Tensor, visible: Tensor, asked: int, known: int
-) -> _Group:
+def _group(rows: Tensor, query_offsets: Tensor, key_offsets: Tensor, visible: Tensor, asked: int, known: int) -> _Group:
     def laid_out(offsets: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
         place = torch.arange(width, device=rows.device)
         length = (offsets[rows + 1] - offsets[rows])[:, None]
@@ -278,7 +277,7 @@ def _tiles(group: _Group, strip: _Strip, form: Form) -> list[_Tile]:
         wanted = max(64, TILE // (len(group.query) * (strip.last - strip.first)))
     pieces = math.ceil(strip.end / wanted)
     edges = [strip.end * piece // pieces for piece in range(pieces + 1)]
-    return [_Tile(strip, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [_Tile(strip, a, b) for a, b in itertools.pairwise(edges)]
 
 
 def _laid(flat: Tensor, index: Tensor) -> Tensor:
