@@ -100,9 +100,7 @@ def test_timelines_longer_than_the_window_are_read_as_each_request_would(changes
     ranker, along = hstu(**changes), make_sequences(SPEC, lengths, seed)
     alone = one_by_one(along)
     with torch.no_grad():
-        torch.testing.assert_close(
-            ranker.queries_along(along), query(ranker, alone.histories), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(ranker.queries_along(along), query(ranker, alone.histories), rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_later_reaches_a_query():
@@ -149,7 +147,7 @@ def test_queries_and_items_lie_on_the_unit_sphere_and_the_temperature_divides():
 
 
 def test_one_layer_equals_its_equation():
-    """Y = X + W_o (U * LN(A V)) with A = SiLU(Q K' + rab) / n over what came before and itself, written with matrices."""
+    """Y = X + W_o (U * LN(A V)) with A = SiLU(Q K + rab) / n over what came before and itself, pair by pair."""
     ranker = spoken(hstu(blocks=1, heads=2, category_dim=0, field_dim=0))
     history = line([2, 5, 3, 9], times=[1_000, 5_000, 60_000, 4_000_000])
     block, count, width = ranker.blocks[0], 4, 8

@@ -88,9 +88,7 @@ def test_timelines_longer_than_the_window_are_read_as_each_request_would(changes
     ranker, along = sasrec(**changes), make_sequences(SPEC, lengths, seed)
     alone = one_by_one(along)
     with torch.no_grad():
-        torch.testing.assert_close(
-            ranker.queries_along(along), query(ranker, alone.histories), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(ranker.queries_along(along), query(ranker, alone.histories), rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_later_reaches_a_query():

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sostenuto.data.prepared import PreparedData, Requests
+from sostenuto.data.prepared import Requests
 from sostenuto.evaluation import coverage
 from sostenuto.evaluation.full_ranking import all_items_requests, labelled_truth, ranked_items, ranking_truth
 from sostenuto.evaluation.measures import OwnedTerms
@@ -72,9 +72,7 @@ class Standing:
         """Return the mean reciprocal rank over the whole catalogue."""
         order = np.argsort(self.request)
         ones = np.ones(len(order))
-        return self._owned(
-            GroupTerms(group=self.request[order], numerator=self.reciprocal[order], denominator=ones)
-        )
+        return self._owned(GroupTerms(group=self.request[order], numerator=self.reciprocal[order], denominator=ones))
 
     def coverage(self, k: int) -> float:
         """Return the share of the catalogue that stands in the first k of some request."""
@@ -242,8 +240,12 @@ def rank_catalogue(
     counts = count_scores(label, score, group)
     if missing:  # behind everything, so that no k reaches them
         request, lost = (np.array(column, np.int64) for column in zip(*missing, strict=True))
-        behind = _blocks(request, np.full(len(request), -np.finfo(np.float64).max), negatives=np.full(len(request), most))
-        counts = merge_counts(counts, merge_counts(behind, _blocks(request, np.full(len(request), NOT_FOUND), positives=lost)))
+        behind = _blocks(
+            request, np.full(len(request), -np.finfo(np.float64).max), negatives=np.full(len(request), most)
+        )
+        counts = merge_counts(
+            counts, merge_counts(behind, _blocks(request, np.full(len(request), NOT_FOUND), positives=lost))
+        )
     return Standing(
         request=rows,
         user=np.asarray(asked.user)[rows].astype(np.int64),

@@ -27,9 +27,7 @@ class ItemVectors(nn.Module):
     ) -> None:
         super().__init__()
         self.width = width
-        self.items = ItemEmbedding(
-            features, item_dim=width, category_dim=category_dim, field_dim=field_dim, std=std
-        )
+        self.items = ItemEmbedding(features, item_dim=width, category_dim=category_dim, field_dim=field_dim, std=std)
         beside = self.items.out_dim - width
         self.from_content = xavier_linear(beside, width, bias=False) if beside else None
 

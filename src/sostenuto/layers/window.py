@@ -30,9 +30,7 @@ class Window:
 
     def take(self, positions: Tensor, offsets: Tensor) -> Window:
         """Return the behaviours at flat positions, in rows that start at `offsets`."""
-        return Window(
-            offsets=offsets, vectors=self.vectors.index_select(0, positions), time_ms=self.time_ms[positions]
-        )
+        return Window(offsets=offsets, vectors=self.vectors.index_select(0, positions), time_ms=self.time_ms[positions])
 
     def joined(self, later: Window) -> Window:
         """Return each user's behaviours with the later ones behind them."""

@@ -58,7 +58,7 @@ class SASRecState:
 class CausalBlock(nn.Module):
     """Attention and a position-wise network, each with a residual around it, as in the paper's code.
 
-        q = LN(x);  x = q + attend(q, x, x);  y = LN(x);  y + W2 relu(W1 y)
+    q = LN(x);  x = q + attend(q, x, x);  y = LN(x);  y + W2 relu(W1 y)
     """
 
     def __init__(self, config: SASRecConfig) -> None:
@@ -81,11 +81,14 @@ class CausalBlock(nn.Module):
         """Return (N, D) of (N, D)."""
         normed = self.query_norm(x)
         key, value = self.key_value(x).chunk(2, 1)
-        parts = (part.unflatten(1, (self.heads, -1)) for part in (self.query(normed), key, value))
-        attended = bucketed_attention(*parts, buckets, dropout=self.dropout if self.training else 0.0)
+        query, key, value = (
+            part.reshape(len(x), self.heads, x.shape[1] // self.heads) for part in (self.query(normed), key, value)
+        )
+        attended = bucketed_attention(query, key, value, buckets, dropout=self.dropout if self.training else 0.0)
         x = normed + self.mix(attended.flatten(1))
         y: Tensor = self.hidden_norm(x)
-        return y + self.drop(self.outer(self.drop(torch.relu(self.inner(y)))))
+        out: Tensor = y + self.drop(self.outer(self.drop(torch.relu(self.inner(y)))))
+        return out
 
 
 class SASRec(nn.Module):
@@ -127,7 +130,9 @@ class SASRec(nn.Module):
 
     def queries_along(self, batch: SequenceBatch) -> Tensor:
         """Return (R, D) what is asked for at every request of the timelines; each timeline is read once."""
-        return self._queries(*windows_along(self._window(batch.histories), batch.row, batch.prefix, self.config.max_length))
+        return self._queries(
+            *windows_along(self._window(batch.histories), batch.row, batch.prefix, self.config.max_length)
+        )
 
     def score(self, state: SASRecState, candidates: Candidates, context: Context) -> RankerOutput:
         """Compare candidates with what is asked for."""

@@ -58,7 +58,8 @@ def length_buckets(offsets: Tensor, visible: Tensor) -> LengthBuckets:
     seen = visible.new_ones(slots)
     seen[slot] = visible
     buckets, first = [], 0
-    for length, rows in zip(*(found.tolist() for found in padded.unique(return_counts=True)), strict=True):
+    distinct, counts = torch.unique(padded, return_counts=True)
+    for length, rows in zip(distinct.tolist(), counts.tolist(), strict=True):
         most = max(1, MOST_SCORES // max(length * min(length, STRIP), 1))
         while length and rows:
             here = min(rows, most)
@@ -84,7 +85,7 @@ def bucketed_attention(
     parts = []
     for first, rows, length, visible in buckets.buckets:
         at = laid[first : first + rows * length].view(rows, length, 3, shape[1], shape[2])
-        q, k, v = (part.squeeze(2).transpose(1, 2) for part in at.split(1, 2))  # (G, H, L, D)
+        q, k, v = (at[:, :, n].transpose(1, 2) for n in range(3))  # (G, H, L, D)
         keys = torch.arange(length, device=visible.device)
         strips = []
         for start in range(0, length, STRIP):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-class MomentPlaces(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MomentPlaces:
     """Of N behaviours in jagged rows, which hold M moments in all."""
 
     moment: Tensor  # (N,) int64 which moment of the batch
