@@ -435,6 +435,8 @@ def _finish(run: _Run, plan: MemoryPlan, progress: Progress, *, parameters: int)
         parameters=parameters,
         peak_rss_mb=round(peak / 2**20, 1) if peak else None,
         planned_peak_mb=round(plan.peak / 2**20, 1),
+        metric=run.config.training.metric,
+        best_value=_finite(progress.best_value),
     )
 
 
