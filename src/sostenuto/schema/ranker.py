@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from sostenuto.schema.content import ItemContent
 from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
 
 
@@ -21,6 +22,21 @@ class Ranker(Protocol):
 
     def score(self, state: Any, candidates: Candidates, context: Context) -> RankerOutput:
         """Return logits for the candidates of each row of `state`."""
+        ...
+
+
+class ContentRanker(Ranker, Protocol):
+    """A ranker that reads the content of items: texts, images, vectors the user brought.
+
+    Its entry in the table of models names the kinds it reads (`ModelEntry.content`), and it is built with
+    `FeatureSpec.content`, the sizes. The tensors come once, after building or loading and before the first `encode`.
+    """
+
+    def take_content(self, content: Mapping[str, ItemContent]) -> None:
+        """Keep the content of all items, by the names of `FeatureSpec.content`; on the ranker's device already.
+
+        What is kept is constant and not part of the ranker's saved state.
+        """
         ...
 
 
@@ -40,4 +56,4 @@ class FittedRanker(Ranker, Protocol):
         ...
 
 
-__all__ = ["FittedRanker", "Ranker"]
+__all__ = ["ContentRanker", "FittedRanker", "Ranker"]
