@@ -13,7 +13,7 @@ from tests.content.invented import content_arrays, last_layer_arrays
 from sostenuto.features.view import HistoryView, view_features
 from sostenuto.schema.content import ItemContent
 from sostenuto.schema.features import CONTENT_KINDS, ContentField, FeatureSpec, Field
-from sostenuto.schema.histories import Candidates, Context, History, RequestBatch
+from sostenuto.schema.histories import Candidates, Context, History, RequestBatch, SequenceBatch
 
 DAY_MS = 86_400_000
 NOW_MS = 1_500_000_000_000
@@ -185,6 +185,48 @@ def make_batch(spec: FeatureSpec, lengths: list[tuple[int, int]], seed: int) -> 
         list_id=torch.from_numpy(rng.integers(0, 2, num_asked)),
         request=torch.arange(num_rows),
         user=torch.arange(num_rows) + 2,
+    )
+
+
+def make_sequences(spec: FeatureSpec, lengths: list[int], seed: int) -> SequenceBatch:
+    """Make timelines of given lengths with a request at some of their moments, the first and the last among them."""
+    rng = np.random.default_rng([seed, 1])
+    histories = make_batch(spec, [(length, 1) for length in lengths], seed).histories
+    row, prefix, time_ms = [], [], []
+    for r, (a, z) in enumerate(itertools.pairwise(histories.offsets.tolist())):
+        moments = histories.time_ms[a:z].tolist()
+        bounds = [n for n in range(z - a) if n == 0 or moments[n] > moments[n - 1]] + [z - a]
+        for n, bound in enumerate(bounds):
+            if n in {0, len(bounds) - 1} or rng.random() < 0.5:
+                row.append(r)
+                prefix.append(bound)
+                time_ms.append(moments[bound] if bound < z - a else NOW_MS)
+    asked = make_batch(spec, [(0, int(count)) for count in rng.integers(1, 4, len(row))], seed + 1)
+    return SequenceBatch(
+        histories=histories,
+        row=torch.tensor(row),
+        prefix=torch.tensor(prefix),
+        candidates=asked.candidates,
+        context=replace(asked.context, time_ms=torch.tensor(time_ms)),
+        labels=asked.labels,
+        list_id=asked.list_id,
+        request=asked.request,
+        user=torch.tensor(row) + 2,
+    )
+
+
+def one_by_one(batch: SequenceBatch) -> RequestBatch:
+    """Return the requests of timelines, each with a history of its own."""
+    ends = batch.ends.tolist()
+    positions = torch.cat([torch.arange(e - int(p), e) for e, p in zip(ends, batch.prefix, strict=True)])
+    return RequestBatch(
+        histories=take_history(batch.histories, positions, batch.prefix),
+        candidates=batch.candidates,
+        context=batch.context,
+        labels=batch.labels,
+        list_id=batch.list_id,
+        request=batch.request,
+        user=batch.user,
     )
 
 

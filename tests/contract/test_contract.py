@@ -19,6 +19,8 @@ from tests.contract.batches import (
     batches,
     invented_content,
     make_batch,
+    make_sequences,
+    one_by_one,
     padded_with_junk,
     permute_candidates,
     row_lengths,
@@ -75,6 +77,11 @@ def with_content(name, spec):
     if MODELS[name].content and not spec.content:
         return dataclasses.replace(spec, content=PREPARED.content)
     return spec
+
+
+def with_objective(*objectives: str):
+    """Parametrise over the models that train so."""
+    return pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.objective in objectives])
 
 
 def config_of(name):
@@ -236,6 +243,31 @@ def test_a_saved_ranker_scores_the_same(name):
     assert meta["config"] == config_of(name)
     assert meta["extra"] == {"step": 3}
     assert torch.equal(logits_of(loaded, batch), logits_of(ranker, batch))
+
+
+@with_objective("ranking_along")
+@settings(max_examples=12)
+@given(data=st.data(), lengths=st.lists(st.integers(0, 9), min_size=1, max_size=3), seed=st.integers(0, 1000))
+def test_a_logit_along_a_timeline_is_the_score_of_what_came_before(name, data, lengths, seed):
+    spec = data.draw(st.sampled_from(specs_of(name)))
+    ranker, along = ready(name, spec), make_sequences(spec, lengths, seed)
+    with torch.no_grad():
+        logits = ranker.logits_along(along).logits
+    assert_same(logits_of(ranker, one_by_one(along)), logits)
+
+
+@with_objective("next_item")
+@settings(max_examples=12)
+@given(data=st.data(), lengths=st.lists(st.integers(0, 9), min_size=1, max_size=3), seed=st.integers(0, 1000))
+def test_a_query_along_a_timeline_is_the_query_of_what_came_before(name, data, lengths, seed):
+    spec = data.draw(st.sampled_from(specs_of(name)))
+    ranker, along = ready(name, spec), make_sequences(spec, lengths, seed)
+    alone = one_by_one(along)
+    with torch.no_grad():
+        queries = ranker.query(ranker.encode(alone.histories), alone.context)
+        assert_same(queries, ranker.queries_along(along))
+        vectors = ranker.item_vectors(alone.candidates)
+    assert_same(logits_of(ranker, alone), (queries[alone.candidates.row] * vectors).sum(1))
 
 
 @every("neural")

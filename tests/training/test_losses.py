@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -14,8 +15,10 @@ from sostenuto.training.losses import (
     binary_cross_entropy,
     loss_of,
     objective_named,
+    own_items,
     positive_against_negatives,
     request_list_groups,
+    sampled_log_softmax,
     shares,
     shares_of,
 )
@@ -141,6 +144,31 @@ def test_auxiliary_losses_and_listwise_are_added_and_named() -> None:
     share = shares_of(batch, weighting="candidate", listwise=0.0)
     bare = loss_of(objective_named("bce"), RankerOutput(logits=logits), batch, share)
     assert list(bare.parts) == ["main"]
+
+
+def test_sampled_softmax_with_log_q_estimates_the_full_softmax() -> None:
+    generator = torch.Generator().manual_seed(0)
+    items, draws = 50, 200_000
+    scores = torch.randn(3, items, generator=generator)
+    chance = torch.rand(items, generator=generator) + 0.1
+    chance[7] = 0.0  # the target is never drawn
+    chance = chance / chance.sum()
+    drawn = torch.multinomial(chance, draws, replacement=True, generator=generator)
+    log_q = (chance[drawn] * draws).log()
+    none = torch.zeros(3, draws, dtype=torch.bool)
+    found = sampled_log_softmax(scores[:, 7], scores[:, drawn], log_q, none)
+    torch.testing.assert_close(found, scores.log_softmax(1)[:, 7], atol=0.02, rtol=0)
+    without = sampled_log_softmax(scores[:, 7], scores[:, drawn], None, none)
+    assert bool((without < found - 1).all())
+
+
+def test_a_negative_that_is_a_target_of_the_same_request_is_no_negative() -> None:
+    batch = batch_of([2, 1], [0, 0, 0], [1, 1, 1])
+    candidates = dataclasses.replace(batch.candidates, item=torch.tensor([4, 5, 6]))
+    own = own_items(candidates, torch.tensor([5, 6, 7]))
+    assert own.tolist() == [[True, False, False], [True, False, False], [False, True, False]]
+    alone = sampled_log_softmax(torch.zeros(3), torch.full((3, 3), 50.0), None, torch.ones(3, 3, dtype=torch.bool))
+    assert alone.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_an_unknown_objective_is_refused() -> None:

@@ -49,7 +49,7 @@ def test_batches_are_weighed_as_they_will_be(toy: PreparedData, recent: int | No
     loader = RequestLoader(
         Collator(toy, HistoryView(recent=recent)), requests, sample_rows(requests, 50, 0), batch_requests=8, seed=3
     )
-    load = load_of(loader, range(2), recent)
+    load = load_of(loader, range(2))
     batches = [batch for epoch in range(2) for batch in loader.epoch(epoch)]
     assert load.events.tolist() == [len(b.histories.item) for b in batches]
     assert load.candidates.tolist() == [len(b.labels) for b in batches]

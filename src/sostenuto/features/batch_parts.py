@@ -9,19 +9,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
-    from sostenuto.schema.histories import RequestBatch
+    from sostenuto.schema.histories import RequestBatch, SequenceBatch
 
 PAIRS_PER_EVENT = 8  # a pass may have this many times as many pairs of behaviour and candidate as behaviours
 
 
+BatchKind = TypeVar("BatchKind", bound="RequestBatch | SequenceBatch")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchPart:
+class BatchPart(Generic[BatchKind]):
     """Some requests of a batch."""
 
-    batch: RequestBatch
+    batch: BatchKind
     candidates: slice  # of the whole batch
     share: float  # of its requests
 
@@ -43,18 +46,28 @@ def cut_points(events: Sequence[int], candidates: Sequence[int], max_events: int
     return [*points, len(events)]
 
 
-def batch_parts(batch: RequestBatch, max_events: int) -> Iterator[BatchPart]:
-    """Cut a batch into runs of requests of at most `max_events` behaviours and PAIRS_PER_EVENT times as many pairs."""
-    events, count = batch.histories.lengths.tolist(), batch.candidates.lengths.tolist()
+def batch_parts(batch: BatchKind, max_events: int) -> Iterator[BatchPart[BatchKind]]:
+    """Cut a batch into runs of users of at most `max_events` behaviours and PAIRS_PER_EVENT times as many pairs.
+
+    A user is a request of a request batch, and a timeline with its requests of a sequence batch.
+    """
+    candidates = batch.candidates.offsets
+    bounds = getattr(batch, "request_offsets", None)
+    if bounds is not None:  # where the requests of each timeline begin
+        candidates = candidates[bounds]
+        requests = bounds.diff().tolist()
+    else:
+        requests = [1] * batch.histories.num_rows
+    events, count = batch.histories.lengths.tolist(), candidates.diff().tolist()
     points = cut_points(events, count, max_events)
     if len(points) == 2:
         yield BatchPart(batch=batch, candidates=slice(0, batch.labels.shape[0]), share=1.0)
         return
-    start = 0
+    start, total = 0, max(sum(requests), 1)
     for first, last in itertools.pairwise(points):
         end = start + sum(count[first:last])
-        share = (last - first) / len(events)
-        yield BatchPart(batch=batch.part(first, last), candidates=slice(start, end), share=share)
+        share = sum(requests[first:last]) / total
+        yield BatchPart(batch=cast("BatchKind", batch.part(first, last)), candidates=slice(start, end), share=share)
         start = end
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,12 @@ from sostenuto.schema.errors import SpecError
 if TYPE_CHECKING:
     from sostenuto.data.prepared import Requests
     from sostenuto.features.collation import Collator
+    from sostenuto.features.view import HistoryView
     from sostenuto.schema.histories import RequestBatch
 
 Array = npt.NDArray[Any]
+Plan = TypeVar("Plan")
+Made = TypeVar("Made")
 
 
 def sample_rows(requests: Requests, count: int | None, seed: int) -> Array:
@@ -68,50 +71,68 @@ class RequestLoader:
         order = self.order(epoch)
         return [order[at : at + self.batch_requests] for at in range(0, len(order), self.batch_requests)]
 
+    def batch_of(self, rows: Array) -> RequestBatch:
+        """Return the batch of some rows."""
+        return self.collator.batch(self.requests, rows)
+
+    def events(self) -> Array:
+        """Return (R,) int64 behaviours that each request of the split reads."""
+        return behaviours_read(self.requests, self.collator.view)
+
+    def batch_events(self, rows: Array) -> int:
+        """Return the behaviours of a batch of some rows."""
+        return int(self.events()[rows].sum())
+
     def epoch(self, number: int = 0, *, start_batch: int = 0) -> Iterator[RequestBatch]:
         """Yield the batches of an epoch from `start_batch` on."""
-        plan = self.batch_rows(number)[start_batch:]
-        if self.prefetch < 1:
-            for rows in plan:
-                yield self.collator.batch(self.requests, rows)
-            return
-        yield from self._prefetched(plan)
+        yield from made_ahead(self.batch_rows(number)[start_batch:], self.batch_of, self.prefetch)
 
     def __iter__(self) -> Iterator[RequestBatch]:
         return self.epoch(0)
 
-    def _prefetched(self, plan: list[Array]) -> Iterator[RequestBatch]:
-        ready: queue.Queue[RequestBatch | BaseException | None] = queue.Queue(self.prefetch)
-        stop = threading.Event()
 
-        def put(value: RequestBatch | BaseException | None) -> None:
-            while not stop.is_set():
-                try:
-                    ready.put(value, timeout=0.1)
-                except queue.Full:
-                    continue
-                return
+def behaviours_read(requests: Requests, view: HistoryView) -> Array:
+    """Return (R,) int64 how many behaviours a view leaves each request of a split."""
+    prefix = np.asarray(requests.prefix, np.int64)
+    return prefix if view.recent is None else np.minimum(prefix, view.recent)
 
-        def collate() -> None:
+
+def made_ahead(plan: Sequence[Plan], make: Callable[[Plan], Made], ahead: int) -> Iterator[Made]:
+    """Yield what `make` makes of each element of a plan, `ahead` of them made in advance by a thread; 0 = none."""
+    if ahead < 1:
+        yield from map(make, plan)
+        return
+    ready: queue.Queue[Made | BaseException | None] = queue.Queue(ahead)
+    stop = threading.Event()
+
+    def put(value: Made | BaseException | None) -> None:
+        while not stop.is_set():
             try:
-                for rows in plan:
-                    if stop.is_set():
-                        return
-                    put(self.collator.batch(self.requests, rows))
-                put(None)
-            except BaseException as error:  # handed to the consumer, who raises it
-                put(error)
+                ready.put(value, timeout=0.1)
+            except queue.Full:
+                continue
+            return
 
-        worker = threading.Thread(target=collate, name="sostenuto-collate", daemon=True)
-        worker.start()
+    def work() -> None:
         try:
-            while (value := ready.get()) is not None:
-                if isinstance(value, BaseException):
-                    raise value
-                yield value
-        finally:
-            stop.set()
-            worker.join()
+            for element in plan:
+                if stop.is_set():
+                    return
+                put(make(element))
+            put(None)
+        except BaseException as error:  # handed to the consumer, who raises it
+            put(error)
+
+    worker = threading.Thread(target=work, name="sostenuto-collate", daemon=True)
+    worker.start()
+    try:
+        while (value := ready.get()) is not None:
+            if isinstance(value, BaseException):
+                raise value
+            yield value
+    finally:
+        stop.set()
+        worker.join()
 
 
-__all__ = ["RequestLoader", "sample_rows"]
+__all__ = ["RequestLoader", "behaviours_read", "made_ahead", "sample_rows"]

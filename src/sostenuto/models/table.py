@@ -26,7 +26,7 @@ class ModelEntry:
     title: str
     paper: str  # reference, or "" for a plain method
     kind: Literal["neural", "fitted", "rule"]
-    objective: Literal["bce", "none"]  # what training minimises; none = nothing is trained
+    objective: Literal["bce", "ranking_along", "next_item", "loss_along", "none"]  # see training/losses.py; none = rule
     state: Literal["bounded", "growing"]  # size of a user's state against the length of the history
     update: Literal["exact", "none"]  # can a later event be folded into a state exactly
     request_context: bool  # scoring reads time or place of the request

@@ -198,4 +198,61 @@ class RequestBatch(_OnDevice):
         )
 
 
-__all__ = ["Candidates", "Context", "History", "RankerOutput", "RequestBatch"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceBatch(_OnDevice):
+    """Timelines of U users, and R requests at moments along them: many requests of a user in one pass.
+
+    Request r may read the first `prefix[r]` behaviours of user row `row[r]` and no other. These are whole moments: what
+    happened at the request's own time is not among them, even where it stands in the timeline.
+    """
+
+    histories: History  # U rows
+    row: Tensor  # (R,) int64 user row of each request, never decreasing
+    prefix: Tensor  # (R,) int64 behaviours of that row strictly before the request; rising inside a row
+    candidates: Candidates  # of R requests; match features are of each request's own prefix
+    context: Context  # of R requests
+    labels: Tensor  # (N,) float32
+    list_id: Tensor  # (N,) int64
+    request: Tensor  # (R,) int64 row in the split
+    user: Tensor  # (R,) int64
+    negatives: Candidates | None = None  # one row of M items that every request is held against
+    log_q: Tensor | None = None  # (M,) float32 log of how often each was to be expected among them
+
+    @property
+    def num_requests(self) -> int:
+        """R."""
+        return int(self.row.shape[0])
+
+    @property
+    def ends(self) -> Tensor:
+        """(R,) int64 flat position behind the last behaviour that each request may read."""
+        return self.histories.offsets[self.row] + self.prefix
+
+    @property
+    def request_offsets(self) -> Tensor:
+        """(U + 1,) int64 where the requests of each user row begin."""
+        import torch
+
+        users = torch.arange(self.histories.num_rows + 1, device=self.row.device)
+        return torch.searchsorted(self.row, users)
+
+    def part(self, first: int, last: int) -> Self:
+        """Return the users first .. last with their requests; nothing is copied but offsets and rows."""
+        bounds = self.request_offsets[[first, last]].tolist()
+        start, end = (int(self.candidates.offsets[at]) for at in bounds)
+        asked = slice(bounds[0], bounds[1])
+        return replace(
+            self,
+            histories=self.histories.part(first, last),
+            row=self.row[asked] - first,
+            prefix=self.prefix[asked],
+            candidates=self.candidates.part(*bounds),
+            context=self.context.part(*bounds),
+            labels=self.labels[start:end],
+            list_id=self.list_id[start:end],
+            request=self.request[asked],
+            user=self.user[asked],
+        )
+
+
+__all__ = ["Candidates", "Context", "History", "RankerOutput", "RequestBatch", "SequenceBatch"]

@@ -1,13 +1,19 @@
-"""The contract: a ranker is two functions. Training, evaluation and serving call the same two."""
+"""The contract: a ranker is two functions. Training, evaluation and serving call the same two.
+
+Sequence models have a third, which trains on all requests along a timeline in one pass; a law binds it to the two.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sostenuto.schema.content import ItemContent
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
+from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch, SequenceBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Ranker(Protocol):
@@ -40,6 +46,44 @@ class ContentRanker(Ranker, Protocol):
         ...
 
 
+class AlongRanker(Ranker, Protocol):
+    """A ranker that scores all requests along a timeline in one pass (objective `ranking_along`).
+
+    The law: the logits of request r equal score(encode(the first prefix[r] behaviours), its candidates, its context).
+    """
+
+    def logits_along(self, batch: SequenceBatch) -> RankerOutput:
+        """Return logits (N,) for `batch.candidates`."""
+        ...
+
+
+class Retriever(Ranker, Protocol):
+    """A ranker whose logits are inner products, so that it can search a whole catalogue (objective `next_item`).
+
+    The law: the query of request r along a timeline equals query(encode(the first prefix[r] behaviours), its context).
+    """
+
+    def query(self, state: Any, context: Context) -> Tensor:
+        """Return (B, D); a temperature is part of it."""
+        ...
+
+    def item_vectors(self, candidates: Candidates) -> Tensor:
+        """Return (N, D): a function of the item alone."""
+        ...
+
+    def queries_along(self, batch: SequenceBatch) -> Tensor:
+        """Return (R, D) of all requests in one pass."""
+        ...
+
+
+class LossAlongRanker(Ranker, Protocol):
+    """A ranker whose targets are not single positions, such as a window of future items (objective `loss_along`)."""
+
+    def loss_along(self, batch: SequenceBatch) -> RankerOutput:
+        """Return auxiliary losses, which are the whole loss; logits are empty."""
+        ...
+
+
 class FittedRanker(Ranker, Protocol):
     """A ranker that is fitted as a whole (trees, logistic regression) instead of by gradient steps."""
 
@@ -56,4 +100,4 @@ class FittedRanker(Ranker, Protocol):
         ...
 
 
-__all__ = ["ContentRanker", "FittedRanker", "Ranker"]
+__all__ = ["AlongRanker", "ContentRanker", "FittedRanker", "LossAlongRanker", "Ranker", "Retriever"]

@@ -44,6 +44,11 @@ class TrainingConfig:
     weighting: Literal["candidate", "request", "list"] = "list"  # what counts the same in the loss; see losses.py
     listwise: float = 0.0  # weight of a softmax cross-entropy inside each (request, list), added to the main loss
     batch_requests: int = 16
+    # of models that train along timelines: most requests of one user in a batch (drawn anew every epoch); none = all
+    requests_per_pass: int | None = None
+    negatives: int = 512  # of next_item: items drawn for each batch, shared by its requests
+    negative_power: float = 0.0  # they are drawn by training frequency to this power; 0 = all items alike
+    log_q: bool = False  # divide each by how often it is to be expected; see losses.py
     evaluation_batch_requests: int = 32
     max_events: int = 524_288  # behaviours of one pass, and an eighth of its pairs; larger batches take several passes
     evaluations_per_epoch: int = 4  # on validation
@@ -62,10 +67,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "table_learning_rate", "weight_decay", "table_decay", "listwise", "save_every_s"):
             _at_least("training", name, getattr(self, name), 0)
+        _at_least("training", "negative_power", self.negative_power, 0)
         for name in ("warmup_steps", "patience", "prefetch", "seed"):
             _at_least("training", name, getattr(self, name), 0)
         for name in (
             "batch_requests",
+            "requests_per_pass",
+            "negatives",
             "evaluation_batch_requests",
             "max_events",
             "evaluations_per_epoch",

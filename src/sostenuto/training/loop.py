@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from sostenuto.features.batch_parts import batch_parts
 from sostenuto.schema.errors import RunError
-from sostenuto.schema.histories import RankerOutput, RequestBatch
 from sostenuto.training.checkpoint import random_state, restore_random_state
 from sostenuto.training.config import TrainingConfig
-from sostenuto.training.losses import Objective, loss_of, shares_of
+from sostenuto.training.losses import Batch, Objective, loss_of, shares_of
 from sostenuto.training.optimiser import RankerOptimiser, StepReport, learning_rate_share, table_parameters
 from sostenuto.training.reporting import Reporter, SilentReporter
 from sostenuto.training.validation import Validation
@@ -53,7 +52,7 @@ class Batches(Protocol):
         """Batches per epoch."""
         ...
 
-    def epoch(self, number: int, *, start_batch: int = 0) -> Iterator[RequestBatch]:
+    def epoch(self, number: int, *, start_batch: int = 0) -> Iterator[Batch]:
         """Yield an epoch from a batch on; the same order for the same number."""
         ...
 
@@ -114,14 +113,9 @@ def evaluation_points(batches: int, times: int) -> frozenset[int]:
     return frozenset(-(-batches * k // times) for k in range(1, times + 1))
 
 
-def forward(ranker: nn.Module, batch: RequestBatch) -> RankerOutput:
-    """Return the ranker's output for a batch."""
-    return cast("RankerOutput", ranker(batch.histories, batch.candidates, batch.context))
-
-
 def train_step(
     ranker: nn.Module,
-    batch: RequestBatch,
+    batch: Batch,
     optimiser: RankerOptimiser,
     objective: Objective,
     config: TrainingConfig,
@@ -145,16 +139,14 @@ def train_step(
     return value, report
 
 
-def accumulate(
-    ranker: nn.Module, batch: RequestBatch, objective: Objective, config: TrainingConfig, step: int = 0
-) -> float:
+def accumulate(ranker: nn.Module, batch: Batch, objective: Objective, config: TrainingConfig, step: int = 0) -> float:
     """Add the gradient of a batch's loss to the parameters, one pass after another; return the loss."""
     share = shares_of(batch, weighting=config.weighting, listwise=config.listwise)
     rows = _RowGradients(ranker)
     value = 0.0
     for part in batch_parts(batch, config.max_events):
         with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            output = forward(ranker, part.batch)
+            output = objective.output(ranker, part.batch)
         output = dataclasses.replace(output, logits=output.logits.float())
         loss = loss_of(objective, output, part.batch, share.of(part.candidates), aux_share=part.share)
         value += float(loss.total.detach())
@@ -191,7 +183,7 @@ class _RowGradients:
                 table.grad = torch.sparse_coo_tensor(index, values, kept[0].shape, check_invariants=False)
 
 
-def _not_finite(what: str, value: float, step: int, batch: RequestBatch) -> str:
+def _not_finite(what: str, value: float, step: int, batch: Batch) -> str:
     rows = batch.request.tolist()
     shown = ", ".join(map(str, rows[:4])) + (" ..." if len(rows) > 4 else "")
     return (
@@ -211,8 +203,8 @@ class _Speed:
         self.since = time.perf_counter()
         self.paused = 0.0
 
-    def count(self, batch: RequestBatch) -> None:
-        self.requests += batch.histories.num_rows
+    def count(self, batch: Batch) -> None:
+        self.requests += len(batch.request)
         self.candidates += int(batch.labels.shape[0])
         self.events += int(batch.histories.item.shape[0])
 
@@ -255,7 +247,7 @@ def train(
         loader:    batches by epoch.
         config:    learning rates, weighting, patience ...
         epochs:    at most.
-        objective: main loss.
+        objective: of the ranker: what is asked of it, and the main loss.
         hooks:     what to do at evaluations, saves and log lines.
         optimiser: of the ranker; new when None. Pass it, restored, when resuming.
         progress:  where to go on; the beginning when None.
@@ -304,7 +296,7 @@ def train(
     try:
         while progress.epoch < epochs and not progress.stopped and progress.step < total:
             stream = loader.epoch(progress.epoch, start_batch=progress.batch)
-            with contextlib.closing(cast("Generator[RequestBatch]", stream)):
+            with contextlib.closing(cast("Generator[Batch]", stream)):
                 for batch in stream:
                     speed.count(batch)
                     share = learning_rate_share(progress.step, total, config)
@@ -359,7 +351,6 @@ __all__ = [
     "Progress",
     "accumulate",
     "evaluation_points",
-    "forward",
     "restore",
     "state_tensors",
     "steps_planned",

@@ -16,15 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sostenuto.schema.errors import SpecError, did_you_mean
-from sostenuto.schema.histories import RankerOutput, RequestBatch
+from sostenuto.schema.histories import Candidates, RankerOutput, RequestBatch, SequenceBatch
 
+Batch = RequestBatch | SequenceBatch
 Weighting = Literal["candidate", "request", "list"]
 
 
@@ -36,7 +37,7 @@ class Loss:
     parts: dict[str, Tensor]
 
 
-def request_list_groups(batch: RequestBatch) -> tuple[Tensor, int]:
+def request_list_groups(batch: Batch) -> tuple[Tensor, int]:
     """Return ((N,) group of every candidate, number of groups): one group per request of the batch and list."""
     lists = int(batch.list_id.max()) + 1 if batch.list_id.numel() else 1
     requests = int(batch.candidates.offsets.shape[0]) - 1
@@ -50,7 +51,7 @@ def equal_shares(group: Tensor, num_groups: int) -> Tensor:
     return 1.0 / (size[group] * occurring).to(torch.float32)
 
 
-def shares(batch: RequestBatch, weighting: Weighting) -> Tensor:
+def shares(batch: Batch, weighting: Weighting) -> Tensor:
     """Return the (N,) share of every candidate in the main loss."""
     count = batch.labels.shape[0]
     if weighting == "candidate":
@@ -60,7 +61,7 @@ def shares(batch: RequestBatch, weighting: Weighting) -> Tensor:
     return equal_shares(*request_list_groups(batch))
 
 
-def binary_cross_entropy(output: RankerOutput, batch: RequestBatch, share: Tensor) -> Tensor:
+def binary_cross_entropy(output: RankerOutput, batch: Batch, share: Tensor) -> Tensor:
     """Return the sum of -log of the probability given to each label, weighted by (N,) shares."""
     each = F.binary_cross_entropy_with_logits(output.logits, batch.labels, reduction="none")
     return (each * (share if output.sample_weight is None else share * output.sample_weight)).sum()
@@ -105,7 +106,7 @@ class Shares:
         return Shares(main=self.main[candidates], listwise=listwise)
 
 
-def shares_of(batch: RequestBatch, *, weighting: Weighting, listwise: float) -> Shares:
+def shares_of(batch: Batch, *, weighting: Weighting, listwise: float) -> Shares:
     """Return the shares of a whole batch."""
     if not listwise:
         return Shares(main=shares(batch, weighting), listwise=None)
@@ -113,32 +114,114 @@ def shares_of(batch: RequestBatch, *, weighting: Weighting, listwise: float) -> 
     return Shares(main=shares(batch, weighting), listwise=counted * (listwise / counted.sum().clamp(min=1)))
 
 
-Objective = Callable[[RankerOutput, RequestBatch, Tensor], Tensor]
+def _on_requests(ranker: Any, batch: Any) -> RankerOutput:
+    return cast("RankerOutput", ranker(batch.histories, batch.candidates, batch.context))
 
-OBJECTIVES: dict[str, Objective] = {"bce": binary_cross_entropy}
+
+def _along(ranker: Any, batch: Any) -> RankerOutput:
+    return cast("RankerOutput", ranker.logits_along(batch))
+
+
+def _loss_along(ranker: Any, batch: Any) -> RankerOutput:
+    return cast("RankerOutput", ranker.loss_along(batch))
+
+
+def _next_item(ranker: Any, batch: Any) -> RankerOutput:
+    """Return the log-probability of each target among itself and the shared negatives, as logits (N,)."""
+    queries = ranker.queries_along(batch)[batch.candidates.row]
+    targets = ranker.item_vectors(batch.candidates)
+    negatives = ranker.item_vectors(batch.negatives)
+    return RankerOutput(
+        logits=sampled_log_softmax(
+            (queries * targets).sum(1),
+            queries @ negatives.T,
+            batch.log_q,
+            own_items(batch.candidates, batch.negatives.item),
+        )
+    )
+
+
+def own_items(candidates: Candidates, negative: Tensor) -> Tensor:
+    """Return (N, M) bool: negatives that are a target of the same request, and so no negatives of it."""
+    same = candidates.item[:, None] == negative[None, :]
+    of_request = same.new_zeros(candidates.offsets.shape[0] - 1, negative.shape[0], dtype=torch.int32)
+    of_request.index_add_(0, candidates.row, same.int())
+    return (of_request > 0)[candidates.row]
+
+
+def sampled_log_softmax(target: Tensor, negatives: Tensor, log_q: Tensor | None, excluded: Tensor) -> Tensor:
+    """Return log of exp(s+) / (exp(s+) + sum over negatives j of exp(s_j - log_q_j)), (N,).
+
+    The sum over negatives, each divided by how often it is expected among the draws, estimates the sum over all items
+    (Bengio and Senecal, 2008); the target itself is not drawn and stays as it is. Without `log_q` negatives count as
+    they come.
+
+    Args:
+        target:    (N,) scores of the targets.
+        negatives: (N, M) scores of shared negatives.
+        log_q:     (M,) or None.
+        excluded:  (N, M) bool, negatives that do not count for a target.
+    """
+    scores = negatives if log_q is None else negatives - log_q
+    scores = scores.masked_fill(excluded, torch.finfo(scores.dtype).min)
+    return target - torch.logsumexp(torch.cat([target[:, None], scores], 1), 1)
+
+
+def negative_log_probability(output: RankerOutput, batch: Batch, share: Tensor) -> Tensor:
+    """Return the sum of the (N,) logits, which are log-probabilities of targets, weighted by minus their shares."""
+    weight = share if output.sample_weight is None else share * output.sample_weight
+    return -(output.logits * weight).sum()
+
+
+def nothing(output: RankerOutput, batch: Batch, share: Tensor) -> Tensor:
+    """Return 0: the ranker's auxiliary losses are the whole loss."""
+    return share.new_zeros(())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What training asks of a ranker, on which batches, and its main loss."""
+
+    batches: Literal["requests", "sequences"]
+    output: Callable[[Any, Any], RankerOutput]  # (ranker, batch)
+    main: Callable[[RankerOutput, Any, Tensor], Tensor]  # (output, batch, (N,) shares)
+    needs_negatives: bool = False  # batches carry targets and shared negatives
+    is_listwise: bool = True  # logits are scores of candidates, so that the listwise term can be added
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "bce": Objective(batches="requests", output=_on_requests, main=binary_cross_entropy),
+    "ranking_along": Objective(batches="sequences", output=_along, main=binary_cross_entropy),
+    "next_item": Objective(
+        batches="sequences",
+        output=_next_item,
+        main=negative_log_probability,
+        needs_negatives=True,
+        is_listwise=False,
+    ),
+    "loss_along": Objective(batches="sequences", output=_loss_along, main=nothing, is_listwise=False),
+}
 
 
 def objective_named(name: str) -> Objective:
-    """Return the main loss of an objective; refuse unknown ones."""
+    """Return an objective; refuse unknown ones."""
     if name not in OBJECTIVES:
         known = ", ".join(OBJECTIVES)
         raise SpecError(f"objective must be one of {known}, got {name!r}.{did_you_mean(name, OBJECTIVES)}")
     return OBJECTIVES[name]
 
 
-def loss_of(
-    objective: Objective, output: RankerOutput, batch: RequestBatch, share: Shares, *, aux_share: float = 1.0
-) -> Loss:
+def loss_of(objective: Objective, output: RankerOutput, batch: Batch, share: Shares, *, aux_share: float = 1.0) -> Loss:
     """Add main loss, listwise term and the ranker's auxiliary losses of a batch or a part of one.
 
     Args:
-        objective: main loss.
+        objective: of the ranker.
         output:    of the ranker for `batch`.
         batch:     or part of one.
         share:     of its candidates in the whole batch.
         aux_share: of its requests in the whole batch.
     """
-    main = objective(output, batch, share.main)
+    main = objective.main(output, batch, share.main)
     parts = {"main": main}
     if share.listwise is not None:
         each = positive_against_negatives(output.logits, batch.labels, *request_list_groups(batch))
@@ -152,6 +235,7 @@ def loss_of(
 
 __all__ = [
     "OBJECTIVES",
+    "Batch",
     "Loss",
     "Objective",
     "Shares",
@@ -159,9 +243,12 @@ __all__ = [
     "binary_cross_entropy",
     "equal_shares",
     "loss_of",
+    "negative_log_probability",
     "objective_named",
+    "own_items",
     "positive_against_negatives",
     "request_list_groups",
+    "sampled_log_softmax",
     "shares",
     "shares_of",
     "with_negatives",

@@ -27,16 +27,17 @@ from torch.utils._pytree import tree_leaves
 from sostenuto.data.prepared import PreparedData, Requests
 from sostenuto.evaluation.predictions import SCORED_EVENTS
 from sostenuto.features.batch_parts import PAIRS_PER_EVENT, batch_parts
-from sostenuto.features.collation import Collator
 from sostenuto.features.loading import RequestLoader
+from sostenuto.features.sequences import SequenceLoader
 from sostenuto.schema.histories import RequestBatch
 from sostenuto.training.config import RunConfig, TrainingConfig
 from sostenuto.training.loop import accumulate
-from sostenuto.training.losses import Objective
+from sostenuto.training.losses import Batch, Objective
 from sostenuto.training.optimiser import dense_parameters, table_parameters
 from sostenuto.training.touched_rows import state_bytes_per_row
 
 Array = npt.NDArray[Any]
+Loader = RequestLoader | SequenceLoader
 
 FAULT_BYTES = 1 << 16  # the kernel maps files around a first touch in pieces of this size
 PREDICTION_BYTES = 3 * 96  # per scored candidate: parts, joined columns, and sorting for the metric
@@ -242,15 +243,13 @@ class Load:
         return [by_pairs] if close else [by_pairs, by_events]
 
 
-def load_of(loader: RequestLoader, epochs: Iterable[int], recent: int | None) -> Load:
+def load_of(loader: Loader, epochs: Iterable[int]) -> Load:
     """Weigh every batch of some epochs without collating any."""
-    requests = loader.requests
-    length = np.asarray(requests.prefix, np.int64)
-    length = length if recent is None else np.minimum(length, recent)
-    candidates = np.diff(np.asarray(requests.offsets))
+    length = loader.events()
+    candidates = np.diff(np.asarray(loader.requests.offsets))
     rows = tuple(batch for epoch in epochs for batch in loader.batch_rows(epoch))
     return Load(
-        events=np.array([int(length[r].sum()) for r in rows]),
+        events=np.array([loader.batch_events(r) for r in rows]),
         candidates=np.array([int(candidates[r].sum()) for r in rows]),
         pairs=np.array([int((length[r] * candidates[r]).sum()) for r in rows]),
         rows=rows,
@@ -268,7 +267,7 @@ def tensor_bytes(value: Any) -> int:
     return 0
 
 
-def collating_bytes(collator: Collator, requests: Requests, rows: Array) -> tuple[RequestBatch, int]:
+def collating_bytes(loader: Loader, rows: Array) -> tuple[Batch, int]:
     """Return a batch, and the bytes that making it took beyond the batch itself."""
     was_tracing = tracemalloc.is_tracing()
     if not was_tracing:
@@ -276,7 +275,7 @@ def collating_bytes(collator: Collator, requests: Requests, rows: Array) -> tupl
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     try:
-        batch = collator.batch(requests, rows)
+        batch = loader.batch_of(rows)
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:
         if not was_tracing:
@@ -357,7 +356,7 @@ def thrown_away(ranker: nn.Module) -> Generator[None]:
         ranker.train(was_training)
 
 
-def training_bytes(ranker: nn.Module, batch: RequestBatch, objective: Objective, config: TrainingConfig) -> int:
+def training_bytes(ranker: nn.Module, batch: Batch, objective: Objective, config: TrainingConfig) -> int:
     """Return the most bytes that one step's forward and backward hold beyond weights and batch."""
     with thrown_away(ranker), LiveBytes() as live:
         live.ignore([*ranker.parameters(), *ranker.buffers()])
@@ -400,12 +399,12 @@ class _Batches:
     ahead: int
 
 
-def _weigh(loader: RequestLoader, epochs: Iterable[int], recent: int | None) -> _Batches | None:
-    load = load_of(loader, epochs, recent)
+def _weigh(loader: Loader, epochs: Iterable[int]) -> _Batches | None:
+    load = load_of(loader, epochs)
     if not load.rows:
         return None
     index = int(np.argmax(load.events + load.candidates))
-    batch, extra = collating_bytes(loader.collator, loader.requests, load.rows[index])
+    batch, extra = collating_bytes(loader, load.rows[index])
     events, candidates = max(int(load.events[index]), 1), max(int(load.candidates[index]), 1)
     of_events = tensor_bytes(batch.histories)
     of_candidates = tensor_bytes(batch) - of_events
@@ -418,7 +417,7 @@ def plan_memory(
     config: RunConfig,
     *,
     data: PreparedData,
-    train_loader: RequestLoader,
+    train_loader: Loader,
     valid_loader: RequestLoader,
     objective: Objective | None,
     device: torch.device,
@@ -438,10 +437,9 @@ def plan_memory(
     trains = objective is not None or hasattr(ranker, "fit")
     loaders = [valid_loader, train_loader] if trains else [valid_loader]
     pages = pages_to_read(data, [(loader.requests, loader.rows) for loader in loaders])
-    recent = config.view.recent
-    valid = _weigh(valid_loader, (0,), recent)
+    valid = _weigh(valid_loader, (0,))
     epochs = range(config.budget.epochs) if objective is not None else (0,)
-    train = _weigh(train_loader, epochs, recent) if trains else None
+    train = _weigh(train_loader, epochs) if trains else None
     weighed = [w for w in (valid, train) if w is not None]
     plan = MemoryPlan(
         process=0,
@@ -469,7 +467,7 @@ def plan_memory(
         scoring = int(valid.load.candidates.sum()) * PREDICTION_BYTES
         if plan.tried and not hasattr(ranker, "fit"):
             heaviest = int(np.argmax(valid.load.pairs + valid.load.events))
-            batch = valid_loader.collator.batch(valid_loader.requests, valid.load.rows[heaviest])
+            batch = valid_loader.batch_of(valid.load.rows[heaviest])
             scoring += scoring_bytes(ranker, batch.to(device))
             del batch
         plan = replace(plan, evaluation=scoring)
@@ -483,7 +481,7 @@ def _with_activations(
     plan: MemoryPlan,
     ranker: nn.Module,
     train: _Batches,
-    loader: RequestLoader,
+    loader: Loader,
     objective: Objective,
     config: RunConfig,
     device: torch.device,
@@ -492,9 +490,9 @@ def _with_activations(
     load = train.load
     by_pairs = int(np.argmax(load.pairs))
     light_rows = load.rows[by_pairs][:LIGHT_REQUESTS]
-    light = loader.collator.batch(loader.requests, light_rows).to(device)
-    lengths = light.histories.lengths * light.candidates.lengths
-    light_pairs, light_events = max(int(lengths.sum()), 1), max(int(light.histories.item.shape[0]), 1)
+    light = loader.batch_of(light_rows).to(device)
+    per_request = loader.events()[light_rows] * np.diff(np.asarray(loader.requests.offsets))[light_rows]
+    light_pairs, light_events = max(int(per_request.sum()), 1), max(int(light.histories.item.shape[0]), 1)
     light_bytes = training_bytes(ranker, light, objective, config.training)
     most_events = config.training.max_events  # of a pass; a batch may take several
     pairs = min(int(load.pairs[by_pairs]), most_events * PAIRS_PER_EVENT)
@@ -504,7 +502,7 @@ def _with_activations(
         return replace(plan, activations=whole, heaviest=load.at(by_pairs), tried=False)
     most, at = 0, by_pairs
     for index in load.heaviest():
-        batch = loader.collator.batch(loader.requests, load.rows[index]).to(device)
+        batch = loader.batch_of(load.rows[index]).to(device)
         used = training_bytes(ranker, batch, objective, config.training)
         if used > most:
             most, at = used, index

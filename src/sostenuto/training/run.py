@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.content.store import open_content
-from sostenuto.data.prepared import PreparedData
-from sostenuto.evaluation.predictions import Predictions, load_predictions, with_log_facts
+from sostenuto.data.prepared import Array, PreparedData, Requests
+from sostenuto.evaluation.predictions import Predictions, load_predictions, training_counts, with_log_facts
 from sostenuto.features.collation import Collator
 from sostenuto.features.cooccurrence import item_vectors
 from sostenuto.features.loading import RequestLoader, sample_rows
+from sostenuto.features.negatives import NegativeSampler
+from sostenuto.features.sequences import SequenceLoader
 from sostenuto.layers.embedding import TimedVectors
 from sostenuto.models.saved import check_content, load_ranker, save_ranker
 from sostenuto.models.table import build, entry_of
@@ -31,9 +33,9 @@ from sostenuto.schema.errors import DataError, RunError, SpecError
 from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec
 from sostenuto.schema.histories import RequestBatch
 from sostenuto.training.checkpoint import load_state, save_state
-from sostenuto.training.config import RunConfig, plain
+from sostenuto.training.config import RunConfig, TrainingConfig, plain
 from sostenuto.training.loop import Hooks, Progress, restore, train
-from sostenuto.training.losses import objective_named
+from sostenuto.training.losses import Objective, objective_named
 from sostenuto.training.memory import MemoryPlan, forget_peak, keep_freed, peak_bytes, plan_memory, release_freed
 from sostenuto.training.optimiser import RankerOptimiser
 from sostenuto.training.reporting import Reporter, SilentReporter
@@ -115,7 +117,7 @@ class _Run:
     out: Path
     config: RunConfig
     collator: Collator
-    train: RequestLoader
+    train: RequestLoader | SequenceLoader
     valid: RequestLoader
     lists: tuple[str, ...]
     device: torch.device
@@ -159,19 +161,24 @@ def _open(data: Path | PreparedData, out: Path, config: RunConfig, device: torch
         if not len(requests):
             raise DataError(f"{split} must hold requests, {opened.folder} has none; prepare it with other split times")
     budget, training = config.budget, config.training
-    is_neural = entry_of(config.model).kind == "neural"
+    entry = entry_of(config.model)
+    rows = sample_rows(train, budget.train, budget.seed)
     return _Run(
         data=opened,
         out=out,
         config=config,
         collator=collator,
-        train=RequestLoader(
-            collator,
-            train,
-            sample_rows(train, budget.train, budget.seed),
-            batch_requests=training.batch_requests,
-            seed=training.seed if is_neural else None,
-            prefetch=training.prefetch,
+        train=(
+            _sequences(collator, train, rows, training, objective_named(entry.objective))
+            if entry.kind == "neural" and objective_named(entry.objective).batches == "sequences"
+            else RequestLoader(
+                collator,
+                train,
+                rows,
+                batch_requests=training.batch_requests,
+                seed=training.seed if entry.kind == "neural" else None,
+                prefetch=training.prefetch,
+            )
         ),
         valid=RequestLoader(
             collator,
@@ -195,6 +202,33 @@ def content_of(
     if not kinds:
         return {}
     return {name: part.to(device) for name, part in open_content(data, features.content, kinds).items()}
+
+
+def _sequences(
+    collator: Collator, requests: Requests, rows: Array, training: TrainingConfig, objective: Objective
+) -> SequenceLoader:
+    negatives = None
+    if objective.needs_negatives:
+        negatives = NegativeSampler(
+            training_counts(collator.data),
+            count=training.negatives,
+            power=training.negative_power,
+            log_q=training.log_q,
+        )
+    if training.listwise and not objective.is_listwise:
+        raise SpecError(
+            f"training.listwise must be 0 for a model that trains on targets alone, got {training.listwise}; leave it"
+        )
+    return SequenceLoader(
+        collator,
+        requests,
+        rows,
+        batch_requests=training.batch_requests,
+        seed=training.seed,
+        prefetch=training.prefetch,
+        requests_per_pass=training.requests_per_pass,
+        negatives=negatives,
+    )
 
 
 def _take_folder(out: Path, wanted: dict[str, Any], *, resume: bool, reporter: Reporter) -> dict[str, Any]:
@@ -272,7 +306,16 @@ def _record_plan(run: _Run, there: dict[str, Any], plan: MemoryPlan) -> None:
 def _calibrate(run: _Run, ranker: Any) -> None:
     """Let a ranker set what depends on the data: fixed item vectors, knots of numbers."""
     if hasattr(ranker, "calibrate"):
-        stream = run.train.epoch(0)
+        training = run.config.training
+        loader = RequestLoader(
+            run.collator,
+            run.train.requests,
+            run.train.rows,
+            batch_requests=training.batch_requests,
+            seed=training.seed,
+            prefetch=training.prefetch,
+        )
+        stream = loader.epoch(0)
         with contextlib.closing(cast("Generator[RequestBatch]", stream)):
             batches = (batch.to(run.device) for batch in itertools.islice(stream, CALIBRATION_BATCHES))
             ranker.calibrate(batches, lambda dim: _item_vectors(run, dim))

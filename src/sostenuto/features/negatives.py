@@ -1,0 +1,57 @@
+"""Items that every request of a batch is held against when the next item is learnt: drawn anew for each batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sostenuto.schema.errors import DataError, SpecError
+from sostenuto.schema.features import FIRST_KNOWN
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Negatives:
+    """M drawn items."""
+
+    item: Array  # (M,) int64
+    log_q: Array | None  # (M,) float32 log of how often each is expected among M draws; None = uncorrected
+
+
+class NegativeSampler:
+    """Draws items with replacement, in proportion to a power of how often they occur in training.
+
+    Args:
+        counts: (num_items,) occurrences in training time; items without any are never drawn.
+        count:  M, items per batch.
+        power:  0 draws all items alike, 1 by frequency.
+        log_q:  also hand over the logarithm of M times the chance of each (the log-Q correction of sampled softmax;
+                Bengio and Senecal, 2008; Yi et al., RecSys 2019).
+    """
+
+    def __init__(self, counts: Array, *, count: int, power: float, log_q: bool) -> None:
+        if count < 1:
+            raise SpecError(f"training.negatives must be at least 1, got {count}; 256 is usual")
+        weight = np.asarray(counts, np.float64).copy()
+        weight[:FIRST_KNOWN] = 0.0
+        known = weight > 0
+        if not known.any():
+            raise DataError("training must hold known items to draw negatives from, it has none; prepare more events")
+        weight[known] = weight[known] ** power
+        chance = weight / weight.sum()
+        self._bounds = np.cumsum(chance)
+        self._log_chance = np.log(np.maximum(chance, np.finfo(np.float64).tiny))
+        self.count, self.log_q = count, log_q
+
+    def draw(self, generator: np.random.Generator) -> Negatives:
+        """Return the negatives of a batch."""
+        item = np.searchsorted(self._bounds, generator.random(self.count) * self._bounds[-1], side="right")
+        log_q = (self._log_chance[item] + np.log(self.count)).astype(np.float32) if self.log_q else None
+        return Negatives(item=item.astype(np.int64), log_q=log_q)
+
+
+__all__ = ["NegativeSampler", "Negatives"]
