@@ -102,7 +102,7 @@ def list_content(data: DataArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def near(
     data: DataArgument,
-    item: Annotated[str, typer.Argument(help="Item, as in the log.")],
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="Item, as in the log.")],
     name: Annotated[str, typer.Option(help="Content to compare by.")] = "text",
     k: Annotated[int, typer.Option(min=1, help="Items to show.")] = 5,
     as_json: JsonOption = False,
@@ -233,6 +233,8 @@ def describe(manifest: ContentManifest, *, as_json: bool) -> None:
     if as_json:
         print_json(manifest.model_dump() | {"kinds": sorted(manifest.sizes.kinds)})
         return
+    from sostenuto.schema.features import FIRST_KNOWN
+
     m = manifest
     speed = f"{m.distinct / m.seconds:,.0f}" if m.seconds else None
     rows = [
@@ -240,7 +242,7 @@ def describe(manifest: ContentManifest, *, as_json: bool) -> None:
         ("encoder", m.encoder),
         ("width", m.sizes.vector_dim),
         ("holds", sorted(m.sizes.kinds)),
-        ("items with content", f"{m.known_items:,} of {m.num_items:,}"),
+        ("items with content", f"{m.known_items:,} of {m.num_items - FIRST_KNOWN:,}"),
         ("different texts, images or vectors", m.distinct),
         ("unreadable", m.unreadable),
         ("stored as", m.dtype),
