@@ -22,7 +22,7 @@ def test_the_error_of_int8_stays_within_its_rounding(dim):
     error = cosine_errors(rows, decoded(*encoded(rows, "int8")))
     step = np.abs(rows).max(1) / 127
     assert (error <= (step / 2) ** 2 * dim / 2 * 1.1 + 1e-7).all()
-    assert error.max() < 1e-3  # measured: 3.9e-4 at width 8, 1.1e-4 at 384
+    assert error.max() < 1e-4  # measured: 2.7e-5 at width 8, 5.7e-5 at 384, 7.4e-5 at 1280
     assert error.mean() > 1e-7  # it is not the identity
 
 

@@ -20,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Vectors of 
 
 DataArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Prepared folder.")]
 
+NOTED_ERROR = 0.01  # of a cosine; int8 rows of text encoders stay below 0.0001
 ENCODERS = ("minilm", "static", "image", "collaborative", "vectors")
 
 
@@ -78,6 +79,8 @@ def build(
             rows, known, settings = ready_vectors(opened, chosen, vectors, ids, dim)
             built = build_vectors(opened, name or default, rows, known, encoder=chosen, settings=settings, **common)
     describe(built, as_json=as_json)
+    if built.cosine_error_max > NOTED_ERROR:
+        note(f"some rows lose their direction as {built.dtype}: cosine error {built.cosine_error_max:.3f}; try the other")
     if not as_json:
         note(f"next: sostenuto content near {data} ITEM --name {built.sizes.name}")
 
@@ -218,7 +221,8 @@ def ready_vectors(
         found = item_vectors(data, dim).last[:, :dim]
         rows = np.zeros((data.features.num_items, dim), np.float32)
         rows[: len(found)] = found
-        return rows, rows.any(1), {"dim": dim, "version": VECTORS_VERSION}
+        # rows are scaled to length 1 by norm + floor: below a half, an item hardly occurs and its direction is noise
+        return rows, np.linalg.norm(rows, axis=1) >= 0.5, {"dim": dim, "version": VECTORS_VERSION}
     from sostenuto.content.given import file_hash, given_vectors
 
     assert vectors is not None
