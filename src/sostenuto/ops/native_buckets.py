@@ -85,7 +85,9 @@ def _bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, of
     return table
 
 
-def _fake_bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int) -> Tensor:
+def _fake_bucket_sums(
+    values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int
+) -> Tensor:
     return _empty_table(values, weights, ids, offsets, buckets)
 
 
@@ -178,9 +180,7 @@ def _interests_to_table(d_out: Tensor, table: Tensor, ids: Tensor, offsets: Tens
     return d_table
 
 
-def _fake_interests_to_table(
-    d_out: Tensor, table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]
-) -> Tensor:
+def _fake_interests_to_table(d_out: Tensor, table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
     return torch.empty_like(table)
 
 

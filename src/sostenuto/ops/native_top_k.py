@@ -46,7 +46,9 @@ def _product_search(
     return _search("sostenuto_product_top_k", query, query_offsets, key, key_offsets, k)
 
 
-def _fake_search(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _fake_search(
+    query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     return query_offsets.new_empty(query.shape[0], k), query.new_empty(query.shape[0], k)
 
 

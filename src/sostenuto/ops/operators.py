@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 NAMESPACE = "sostenuto"
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # operators live as long as it does
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]  # operators live as long
 
 
 def operator(
@@ -33,8 +33,8 @@ def operator(
             to be differentiated.
         setup_context: (ctx, inputs, output), keeps what `backward` needs.
     """
-    _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     qualified = f"{NAMESPACE}::{name}"
 
     def refuse(ctx: Any, *gradients: Any) -> None:

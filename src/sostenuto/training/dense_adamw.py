@@ -1,7 +1,7 @@
-"""AdamW on dense parameters (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101): torch's own step over state kept here.
+"""AdamW on dense parameters (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101): torch's step, state kept here.
 
-The same numbers as `torch.optim.AdamW(..., fused=True)`, bit for bit. That class loads torch's compiler when it is made,
-70 MB that a process which compiles nothing would carry to its end; the function beneath it does not.
+The same numbers as `torch.optim.AdamW(..., fused=True)`, bit for bit. That class loads torch's compiler when it is
+made, 70 MB that a process which compiles nothing would carry to its end; the function beneath it does not.
 """
 
 from __future__ import annotations
