@@ -56,6 +56,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
     (index,) = ctx.saved_tensors
+    d_out = d_out.to_dense() if d_out.is_sparse else d_out  # of some rows only: nothing else used the others
     return gather_backward(d_out, index, ctx.rows), None
 
 
