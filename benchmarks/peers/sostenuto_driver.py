@@ -167,8 +167,8 @@ def training_config(given: Given) -> Any:
 def train_epoch(given: Given, model: Any, batches: Any) -> None:
     from sostenuto.training.loop import train_step
     from sostenuto.training.losses import objective_named
-    from sostenuto.training.memory import keep_freed
     from sostenuto.training.optimiser import RankerOptimiser
+    from sostenuto.training.process_memory import keep_freed
 
     config = training_config(given)
     optimiser, objective = RankerOptimiser(model, config), objective_named("bce")
