@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
+from sostenuto.schema.histories import Candidates, Catalogue, Context, History, RankerOutput, RequestBatch
 
 
 class Ranker(Protocol):
@@ -21,6 +21,22 @@ class Ranker(Protocol):
 
     def score(self, state: Any, candidates: Candidates, context: Context) -> RankerOutput:
         """Return logits for the candidates of each row of `state`."""
+        ...
+
+
+@runtime_checkable
+class ItemKeeper(Protocol):
+    """What a ranker offers whose scoring has parts that depend on the item alone."""
+
+    def keep_items(self, catalogue: Catalogue) -> int:
+        """Compute those parts once for every item of a catalogue, and return the bytes kept.
+
+        In evaluation mode `score` then looks them up, with the same scores; what the catalogue does not cover is
+        computed as before. Whatever may change a parameter makes the ranker forget them.
+
+        Raises:
+            ValueError: in training mode.
+        """
         ...
 
 
@@ -40,4 +56,4 @@ class FittedRanker(Ranker, Protocol):
         ...
 
 
-__all__ = ["FittedRanker", "Ranker"]
+__all__ = ["FittedRanker", "ItemKeeper", "Ranker"]

@@ -356,9 +356,18 @@ void unit_parts(const InterestShape& s, const double* bucket, float* unit) {
 // The mean of some rows, N vectors of it.
 template <int N>
 void mean_of(const float* unit, int64_t broad, const int32_t* rows, int64_t groups, float share, float* mean) {
-  Vec sum[N] = {};
-  for (int64_t g = 0; g < groups; ++g)
+  constexpr int kAtOnce = N <= 4 ? 2 : 1;  // an addition waits for the one before: enough sums to keep units busy
+  Vec sum[N] = {}, other[N] = {};
+  int64_t g = 0;
+  for (; g + kAtOnce <= groups; g += kAtOnce) {
     for (int n = 0; n < N; ++n) sum[n] += load(unit + rows[g] * broad + n * kWidth);
+    if constexpr (kAtOnce == 2)
+      for (int n = 0; n < N; ++n) other[n] += load(unit + rows[g + 1] * broad + n * kWidth);
+  }
+  if (g < groups)
+    for (int n = 0; n < N; ++n) sum[n] += load(unit + rows[g] * broad + n * kWidth);
+  if constexpr (kAtOnce == 2)
+    for (int n = 0; n < N; ++n) sum[n] += other[n];
   for (int n = 0; n < N; ++n) store(mean + n * kWidth, sum[n] * spread(share));
 }
 
