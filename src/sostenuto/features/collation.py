@@ -12,7 +12,7 @@ from sostenuto.features.clock import local_clock
 from sostenuto.features.match import level_keys, match_features
 from sostenuto.features.popularity import PopularityIndex
 from sostenuto.features.view import HistoryView, view_features
-from sostenuto.schema.histories import Candidates, Context, History, RequestBatch
+from sostenuto.schema.histories import Candidates, Catalogue, Context, History, RequestBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,6 +178,13 @@ class Collator:
             list_id=_tensor(np.asarray(zeros if list_id is None else list_id, np.int64)),
             request=_tensor(np.arange(num_requests) if request is None else request),
             user=_tensor(user),
+        )
+
+    def catalogue(self) -> Catalogue:
+        """Return what the data say of every item, for rankers that keep a table of items."""
+        return Catalogue(
+            category=_tensor(np.asarray(self._category)),
+            fields={name: _tensor(np.asarray(column)) for name, column in self._item_fields.items()},
         )
 
     def _of_items(self, item: Array) -> dict[str, Array]:

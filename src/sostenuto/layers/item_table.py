@@ -95,7 +95,9 @@ class ItemTable(nn.Module):
         levels = about.category.shape[1]
         if levels and not torch.equal(about.category.index_select(0, item), candidates.category[:, :levels]):
             return None
-        if not all(_equal(column.index_select(0, item), candidates.fields[name]) for name, column in about.fields.items()):
+        if not all(
+            _equal(column.index_select(0, item), candidates.fields[name]) for name, column in about.fields.items()
+        ):
             return None
         return {name: column.index_select(0, item) for name, column in filled.columns.items()}
 

@@ -151,7 +151,8 @@ class SDIM(nn.Module):
 
         def made(item: Tensor, about: Catalogue) -> dict[str, Tensor]:
             target = items(item, about.category, about.fields)
-            return {"target": target, "hashed": self.long.hash(self._hashed(target))}
+            hashed = self.long.hash(self._hashed(target))
+            return {"target": target, "hashed": hashed.to(torch.uint8) if self.long.buckets <= 256 else hashed}
 
         sources = [*items.parameters(), *items.buffers(), self.long.planes]
         return self.kept.fill(items.catalogue_of(catalogue), made, sources)
@@ -159,7 +160,7 @@ class SDIM(nn.Module):
     def _of_items(self, state: SDIMState, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Return the vectors of the candidates' items, (N, D), and their buckets, (N, G)."""
         if (kept := self.kept.rows(candidates)) is not None:
-            return kept["target"], kept["hashed"]
+            return kept["target"], kept["hashed"].int()
         version = self.requests.version(self.histories.items, state.taste, candidates)
         target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
         return target, self.long.hash(self._hashed(target))
@@ -197,7 +198,9 @@ class SDIM(nn.Module):
             beside = torch.cat([beside, gaps], 1)
         short = self.short(target, candidates.offsets, recent.key, recent.offsets, beside, hidden)
         long = self.long.lookup(state.long, hashed, candidates.offsets)
-        parts = [target, target * short[:, :dim], long.flatten(1)] if self.config.products else [target, long.flatten(1)]
+        parts = (
+            [target, target * short[:, :dim], long.flatten(1)] if self.config.products else [target, long.flatten(1)]
+        )
         if self.training:
             parts = [self.embedding_dropout(torch.cat(parts, 1))]
         if self.config.products:

@@ -356,18 +356,9 @@ void unit_parts(const InterestShape& s, const double* bucket, float* unit) {
 // The mean of some rows, N vectors of it.
 template <int N>
 void mean_of(const float* unit, int64_t broad, const int32_t* rows, int64_t groups, float share, float* mean) {
-  constexpr int kAtOnce = N <= 4 ? 2 : 1;  // an addition waits for the one before: enough sums to keep units busy
-  Vec sum[N] = {}, other[N] = {};
-  int64_t g = 0;
-  for (; g + kAtOnce <= groups; g += kAtOnce) {
+  Vec sum[N] = {};
+  for (int64_t g = 0; g < groups; ++g)
     for (int n = 0; n < N; ++n) sum[n] += load(unit + rows[g] * broad + n * kWidth);
-    if constexpr (kAtOnce == 2)
-      for (int n = 0; n < N; ++n) other[n] += load(unit + rows[g + 1] * broad + n * kWidth);
-  }
-  if (g < groups)
-    for (int n = 0; n < N; ++n) sum[n] += load(unit + rows[g] * broad + n * kWidth);
-  if constexpr (kAtOnce == 2)
-    for (int n = 0; n < N; ++n) sum[n] += other[n];
   for (int n = 0; n < N; ++n) store(mean + n * kWidth, sum[n] * spread(share));
 }
 
@@ -475,11 +466,15 @@ void sostenuto_interests(const InterestShape* shape, const double* table, const 
     std::vector<int32_t> rows(s.groups);
     std::vector<uint8_t> known(number);
     for (int64_t b = first; b < last; ++b) {
+      const bool most = s.offsets[b + 1] - s.offsets[b] >= s.buckets;  // of the buckets will be asked for
+      if (most)
+        for (int64_t r = 0; r < number; ++r) unit_parts(s, table + (b * number + r) * width, unit.data() + r * broad);
       std::fill(known.begin(), known.end(), 0);
       for (int64_t c = s.offsets[b]; c < s.offsets[b + 1]; ++c) {
-        for (int64_t g = 0; g < s.groups; ++g) {
-          const int32_t r = static_cast<int32_t>(g * s.buckets) + ids[c * s.groups + g];
-          rows[g] = r;
+        for (int64_t g = 0; g < s.groups; ++g)
+          rows[g] = static_cast<int32_t>(g * s.buckets) + ids[c * s.groups + g];
+        for (int64_t g = 0; g < s.groups && !most; ++g) {
+          const int32_t r = rows[g];
           if (known[r]) continue;
           unit_parts(s, table + (b * number + r) * width, unit.data() + r * broad);
           known[r] = 1;
