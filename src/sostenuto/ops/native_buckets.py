@@ -6,6 +6,7 @@ The definitions are the plain forms in `simhash` and `bucket_sum`.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -146,6 +147,11 @@ def _interest_shape(table: Tensor, offsets: Tensor, ends: Tensor) -> InterestSha
 
 
 def _ends(parts: Sequence[int], width: int) -> Tensor:
+    return _ends_of(tuple(parts), width)
+
+
+@functools.cache  # a request of a few hundred candidates would notice
+def _ends_of(parts: tuple[int, ...], width: int) -> Tensor:
     if parts and sum(parts) != width:
         raise ValueError(f"parts must add up to the width {width}, got {list(parts)}; give the widths of all parts")
     return torch.tensor(list(itertools.accumulate(parts)), dtype=torch.int64)

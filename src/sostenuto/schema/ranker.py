@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch, SequenceBatch
+from sostenuto.schema.histories import (
+    Candidates,
+    Catalogue,
+    Context,
+    History,
+    RankerOutput,
+    RequestBatch,
+    SequenceBatch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,41 +38,20 @@ class Ranker(Protocol):
         ...
 
 
-class AlongRanker(Ranker, Protocol):
-    """A ranker that scores all requests along a timeline in one pass (objective `ranking_along`).
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-    The law: the logits of request r equal score(encode(the first prefix[r] behaviours), its candidates, its context).
-    """
+from sostenuto.schema.histories import (
+    Candidates,
+    Catalogue,
+    Context,
+    History,
+    RankerOutput,
+    RequestBatch,
+    SequenceBatch,
+)
 
-    def logits_along(self, batch: SequenceBatch) -> RankerOutput:
-        """Return logits (N,) for `batch.candidates`."""
-        ...
-
-
-class Retriever(Ranker, Protocol):
-    """A ranker whose logits are inner products, so that it can search a whole catalogue (objective `next_item`).
-
-    The law: the query of request r along a timeline equals query(encode(the first prefix[r] behaviours), its context).
-    """
-
-    def query(self, state: Any, context: Context) -> Tensor:
-        """Return (B, D); a temperature is part of it."""
-        ...
-
-    def item_vectors(self, candidates: Candidates) -> Tensor:
-        """Return (N, D): a function of the item alone."""
-        ...
-
-    def queries_along(self, batch: SequenceBatch) -> Tensor:
-        """Return (R, D) of all requests in one pass."""
-        ...
-
-
-class LossAlongRanker(Ranker, Protocol):
-    """A ranker whose targets are not single positions, such as a window of future items (objective `loss_along`)."""
-
-    def loss_along(self, batch: SequenceBatch) -> RankerOutput:
-        """Return auxiliary losses, which are the whole loss; logits are empty."""
+if TYPE_CHECKING:
+    from torch import Tensor
         ...
 
 
@@ -84,4 +71,17 @@ class FittedRanker(Ranker, Protocol):
         ...
 
 
-__all__ = ["AlongRanker", "FittedRanker", "LossAlongRanker", "Ranker", "Retriever"]
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from sostenuto.schema.histories import (
+    Candidates,
+    Catalogue,
+    Context,
+    History,
+    RankerOutput,
+    RequestBatch,
+    SequenceBatch,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
