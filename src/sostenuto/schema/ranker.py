@@ -38,20 +38,57 @@ class Ranker(Protocol):
         ...
 
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+class AlongRanker(Ranker, Protocol):
+    """A ranker that scores all requests along a timeline in one pass (objective `ranking_along`).
 
-from sostenuto.schema.histories import (
-    Candidates,
-    Catalogue,
-    Context,
-    History,
-    RankerOutput,
-    RequestBatch,
-    SequenceBatch,
-)
+    The law: the logits of request r equal score(encode(the first prefix[r] behaviours), its candidates, its context).
+    """
 
-if TYPE_CHECKING:
-    from torch import Tensor
+    def logits_along(self, batch: SequenceBatch) -> RankerOutput:
+        """Return logits (N,) for `batch.candidates`."""
+        ...
+
+
+class Retriever(Ranker, Protocol):
+    """A ranker whose logits are inner products, so that it can search a whole catalogue (objective `next_item`).
+
+    The law: the query of request r along a timeline equals query(encode(the first prefix[r] behaviours), its context).
+    """
+
+    def query(self, state: Any, context: Context) -> Tensor:
+        """Return (B, D); a temperature is part of it."""
+        ...
+
+    def item_vectors(self, candidates: Candidates) -> Tensor:
+        """Return (N, D): a function of the item alone."""
+        ...
+
+    def queries_along(self, batch: SequenceBatch) -> Tensor:
+        """Return (R, D) of all requests in one pass."""
+        ...
+
+
+class LossAlongRanker(Ranker, Protocol):
+    """A ranker whose targets are not single positions, such as a window of future items (objective `loss_along`)."""
+
+    def loss_along(self, batch: SequenceBatch) -> RankerOutput:
+        """Return auxiliary losses, which are the whole loss; logits are empty."""
+        ...
+
+
+@runtime_checkable
+class ItemKeeper(Protocol):
+    """What a ranker offers whose scoring has parts that depend on the item alone."""
+
+    def keep_items(self, catalogue: Catalogue) -> int:
+        """Compute those parts once for every item of a catalogue, and return the bytes kept.
+
+        In evaluation mode `score` then looks them up, with the same scores; what the catalogue does not cover is
+        computed as before. Whatever may change a parameter makes the ranker forget them.
+
+        Raises:
+            ValueError: in training mode.
+        """
         ...
 
 
@@ -71,17 +108,4 @@ class FittedRanker(Ranker, Protocol):
         ...
 
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-
-from sostenuto.schema.histories import (
-    Candidates,
-    Catalogue,
-    Context,
-    History,
-    RankerOutput,
-    RequestBatch,
-    SequenceBatch,
-)
-
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["AlongRanker", "FittedRanker", "ItemKeeper", "LossAlongRanker", "Ranker", "Retriever"]
