@@ -80,7 +80,7 @@ def build(
             built = build_vectors(opened, name or default, rows, known, encoder=chosen, settings=settings, **common)
     describe(built, as_json=as_json)
     if built.cosine_error_max > NOTED_ERROR:
-        note(f"some rows lose their direction as {built.dtype}: cosine error {built.cosine_error_max:.3f}; try the other")
+        note(f"some rows lose their direction as {dtype}: cosine error {built.cosine_error_max:.3f}; try the other")
     if not as_json:
         note(f"next: sostenuto content near {data} ITEM --name {built.sizes.name}")
 
