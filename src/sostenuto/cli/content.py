@@ -21,6 +21,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Vectors of 
 DataArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Prepared folder.")]
 
 NOTED_ERROR = 0.01  # of a cosine; int8 rows of text encoders stay below 0.0001
+LEAST_LENGTH = 0.5  # of a collaborative vector, about 1 long: a shorter one is of an item that hardly occurs, and noise
 ENCODERS = ("minilm", "static", "image", "collaborative", "vectors")
 
 
@@ -221,8 +222,8 @@ def ready_vectors(
         found = item_vectors(data, dim).last[:, :dim]
         rows = np.zeros((data.features.num_items, dim), np.float32)
         rows[: len(found)] = found
-        # rows are scaled to length 1 by norm + floor: below a half, an item hardly occurs and its direction is noise
-        return rows, np.linalg.norm(rows, axis=1) >= 0.5, {"dim": dim, "version": VECTORS_VERSION}
+        settings = {"dim": dim, "version": VECTORS_VERSION, "least_length": LEAST_LENGTH}
+        return rows, np.linalg.norm(rows, axis=1) >= LEAST_LENGTH, settings
     from sostenuto.content.given import file_hash, given_vectors
 
     assert vectors is not None
