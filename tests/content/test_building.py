@@ -157,6 +157,24 @@ def test_a_killed_build_goes_on_to_the_same_arrays(shop):
     assert not folder.exists()
 
 
+def test_an_overwrite_killed_between_its_two_moves_loses_nothing(shop):
+    built = build(shop)
+    folder = shop.folder / "content" / "text"
+    folder.rename(folder.with_name("text.replaced"))
+    assert shop.content() == {}
+    encoder = CountingEncoder()
+    assert build(shop, encoder) == built
+    assert encoder.asked == []
+
+
+def test_arrays_without_a_plan_do_not_stay(shop):
+    folder = shop.folder / "content" / "text.building"
+    folder.mkdir(parents=True)
+    np.save(folder / "states.npy", np.zeros(3))
+    build(shop)
+    assert not (shop.folder / "content" / "text" / "states.npy").exists()
+
+
 def test_two_builders_do_not_mix(shop):
     import fcntl
 

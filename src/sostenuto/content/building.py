@@ -192,6 +192,9 @@ def _building(prepared: Path, plan: _Plan, *, overwrite: bool) -> Iterator[Path 
         raise SpecError(f"--dtype must be one of {', '.join(DTYPES)}, got {plan.dtype!r}; take one of them")
     wanted = plan.as_json()
     final = prepared / FOLDER / plan.name
+    replaced = final.with_name(f"{plan.name}.replaced")
+    if replaced.exists() and not final.exists():  # killed between the two moves of an overwrite: the old one is whole
+        replaced.rename(final)
     if (final / "manifest.json").is_file() and not overwrite:
         there = read_content_manifest(final)
         _refuse_other(final, _Plan.of(there), wanted)
@@ -207,14 +210,13 @@ def _building(prepared: Path, plan: _Plan, *, overwrite: bool) -> Iterator[Path 
                 error
             )
         path = folder / "plan.json"
-        if path.is_file():
-            begun = _read_plan(path)
-            if begun != wanted:
-                if begun is not None and not overwrite:
-                    _refuse_other(folder, begun, wanted)
-                for old in folder.iterdir():
-                    if old.name != ".lock":
-                        old.unlink()
+        begun = _read_plan(path) if path.is_file() else None
+        if begun != wanted:
+            if begun is not None and not overwrite:
+                _refuse_other(folder, begun, wanted)
+            for old in folder.iterdir():  # arrays of another plan must not stay beside those of this one
+                if old.name != ".lock":
+                    old.unlink()
         if not path.is_file():
             partial = folder / "plan.json.partial"
             partial.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
@@ -225,7 +227,6 @@ def _building(prepared: Path, plan: _Plan, *, overwrite: bool) -> Iterator[Path 
         (folder / ".lock").unlink()
         sync_tree(folder)
         if final.exists():
-            replaced = final.with_name(f"{plan.name}.replaced")
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
             folder.rename(final)
