@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +82,8 @@ class Collator:
     def __init__(self, data: PreparedData, view: HistoryView) -> None:
         self.data = data
         self.view = view
-        self.features = view_features(data.features, view)
+        content = tuple(manifest.sizes for manifest in data.content().values())
+        self.features = view_features(replace(data.features, content=content), view)
         behaviours = data.behaviours
         self._category = data.item_category
         self._item_fields = {f.name: data.item_field(f.name) for f in data.features.item_fields}

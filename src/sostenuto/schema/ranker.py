@@ -5,10 +5,11 @@ Sequence models have a third, which trains on all requests along a timeline in o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from sostenuto.schema.content import ItemContent
 from sostenuto.schema.histories import (
     Candidates,
     Catalogue,
@@ -35,6 +36,21 @@ class Ranker(Protocol):
 
     def score(self, state: Any, candidates: Candidates, context: Context) -> RankerOutput:
         """Return logits for the candidates of each row of `state`."""
+        ...
+
+
+class ContentRanker(Ranker, Protocol):
+    """A ranker that reads the content of items: texts, images, vectors the user brought.
+
+    Its entry in the table of models names the kinds it reads (`ModelEntry.content`), and it is built with
+    `FeatureSpec.content`, the sizes. The tensors come once, after building or loading and before the first `encode`.
+    """
+
+    def take_content(self, content: Mapping[str, ItemContent]) -> None:
+        """Keep the content of all items, by the names of `FeatureSpec.content`; on the ranker's device already.
+
+        What is kept is constant and not part of the ranker's saved state.
+        """
         ...
 
 
@@ -108,4 +124,12 @@ class FittedRanker(Ranker, Protocol):
         ...
 
 
-__all__ = ["AlongRanker", "FittedRanker", "ItemKeeper", "LossAlongRanker", "Ranker", "Retriever"]
+__all__ = [
+    "AlongRanker",
+    "ContentRanker",
+    "FittedRanker",
+    "ItemKeeper",
+    "LossAlongRanker",
+    "Ranker",
+    "Retriever",
+]
