@@ -8,8 +8,8 @@ ones. Both run the same blocks, the same blocked attention that never touches th
 what nobody reads of the last block. At inference a user's N exposures are encoded and 100 candidates scored.
 
 The tower reads the flow alone (`pure`); with `--full-head` also everything that DIN's tower reads, which costs both the
-same. One process, one thread; the two take turns within a round; medians, and the quartiles of the ratio of each round.
-Peak memory is of a training step in a process of its own, above what stood there before.
+same. One process, one thread; the two take turns within a round; seconds of the processor (not of the clock: others may
+use the machine), medians, and the quartiles of the ratio of each round. Peak memory is of a training step in a process of its own, above what stood there before.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,24 +175,17 @@ def measure(length: int, rounds: int, layers: int, *, pure: bool) -> dict[str, A
     users = max(1, EVENTS // length)
     rankers = {name: ranker_of(name, layers, pure=pure) for name in MODELS}
     batch = exposures_of(users, length, 0)
-    steps = [lambda ranker=ranker.train(): step_of(ranker, batch) for ranker in rankers.values()]
-    training = in_turns(steps, rounds)
+    training = in_turns([partial(step_of, ranker.train(), batch) for ranker in rankers.values()], rounds)
     history, candidates, context = request_of(length, 1)
 
-    def ask(ranker: Any) -> None:
-        with torch.inference_mode():
-            ranker.score(ranker.encode(history), candidates, context)
-
-    inference = in_turns([lambda ranker=ranker.eval(): ask(ranker) for ranker in rankers.values()], max(rounds, 11))
+    whole = [partial(_asked, ranker.eval(), history, candidates, context) for ranker in rankers.values()]
+    inference = in_turns(whole, max(rounds, 11))
     with torch.inference_mode():
         states = [ranker.encode(history) for ranker in rankers.values()]
-    cached = in_turns(
-        [
-            lambda ranker=ranker, state=state: _scored(ranker, state, candidates, context)
-            for ranker, state in zip(rankers.values(), states, strict=True)
-        ],
-        max(rounds, 11),
-    )
+    scoring = [
+        partial(_scored, r, state, candidates, context) for r, state in zip(rankers.values(), states, strict=True)
+    ]
+    cached = in_turns(scoring, max(rounds, 11))
     memory = [peak_memory(name, length, layers, pure=pure) for name in MODELS]
     pairs = [users * pairs_of(name, length, layers) for name in MODELS]
     return {
@@ -207,6 +201,11 @@ def measure(length: int, rounds: int, layers: int, *, pure: bool) -> dict[str, A
         "cached_s": {name: statistics.median(s) for name, s in zip(MODELS, cached, strict=True)},
         "cached_ratio": ratios_of(*cached),
     }
+
+
+def _asked(ranker: Any, history: History, candidates: Candidates, context: Context) -> None:
+    with torch.inference_mode():
+        ranker.score(ranker.encode(history), candidates, context)
 
 
 def _scored(ranker: Any, state: Any, candidates: Candidates, context: Context) -> None:

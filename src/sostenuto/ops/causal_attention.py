@@ -162,9 +162,12 @@ def _group(rows: Tensor, query_offsets: Tensor, key_offsets: Tensor, visible: Te
         least, most = sees.masked_fill(~query_mask, known), sees.masked_fill(~query_mask, 0)
         sees = most
     height = _strip_height(asked)
+    if 4 * (int(most.max()) - int(least.min())) <= known:  # no diagonal to speak of
+        height = MOST_QUERIES
     firsts = range(0, asked, height)
-    lowest = [int(part.min()) for part in torch.split(least, height, 1)]
-    highest = [int(part.max()) for part in torch.split(most, height, 1)]
+    spare = -asked % height  # strips are of one height, the last one filled up
+    lowest = torch.nn.functional.pad(least.amin(0), (0, spare), value=known).view(-1, height).amin(1).tolist()
+    highest = torch.nn.functional.pad(most.amax(0), (0, spare)).view(-1, height).amax(1).tolist()
     strips = tuple(
         _Strip(first, min(first + height, asked), low, high)
         for first, low, high in zip(firsts, lowest, highest, strict=True)
@@ -317,14 +320,19 @@ def _tiles(group: _Group, strip: _Strip, form: Form) -> list[_Tile]:
 
 
 def _laid(flat: Tensor, index: Tensor) -> Tensor:
-    """Take (G, L) places of a flat (N, H, D) tensor, as (G * H, L, D)."""
+    """Take (G, L) places of a flat (N, H, D) tensor, as (G * H, L, D); of a single row nothing is copied."""
     rows, width = index.shape
+    if rows == 1:
+        return flat.narrow(0, int(index[0, 0]), width).transpose(0, 1)
     return flat[index].permute(0, 2, 1, 3).reshape(rows * flat.shape[1], width, flat.shape[2])
 
 
 def _put_back(laid: Tensor, flat: Tensor, index: Tensor, mask: Tensor | None) -> None:
     """Write (G * H, L, D) to the places of `flat` that it came from."""
     rows, width = index.shape
+    if rows == 1:
+        flat[int(index[0, 0]) :][:width] = laid.transpose(0, 1)
+        return
     values = laid.reshape(rows, flat.shape[1], width, flat.shape[2]).permute(0, 2, 1, 3)
     if mask is None:
         flat[index] = values
@@ -352,7 +360,8 @@ class _Scores:
 
     def __init__(self, group: _Group, query: Tensor, key: Tensor, bias: RelativeBias | None, form: Form) -> None:
         self.group, self.heads = group, query.shape[0] // len(group.query)
-        self.query, self.key_t = query, key.transpose(1, 2).contiguous()
+        key_t = key.transpose(1, 2)
+        self.query, self.key_t = query, key_t if len(group.strips) == 1 else key_t.contiguous()
         self.biases = None if bias is None else _Biases(bias, group)
         self.nothing = 0.0 if form == "silu" else LOWEST
 
