@@ -158,6 +158,62 @@ _add(
         config="sostenuto.models.sdim:SDIMConfig",
     )
 )
+_add(
+    ModelEntry(
+        name="sfgr",
+        title="Single-flow generative ranking",
+        paper="arXiv:2505.16752; blocks of Zhai et al., arXiv:2402.17152",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.sfgr:SFGR",
+        config="sostenuto.layers.flow_config:FlowConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="sfgr_published",
+        title="Single-flow generative ranking, published time bias",
+        paper="Zhai et al., arXiv:2402.17152, released code",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="none",
+        request_context=True,
+        where="sostenuto.models.sfgr_published:PublishedSFGR",
+        config="sostenuto.layers.flow_config:FlowConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="metagr",
+        title="HSTU ranking, items and actions in turn",
+        paper="Zhai et al., arXiv:2402.17152",
+        kind="neural",
+        objective="ranking_along",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.metagr:MetaGR",
+        config="sostenuto.layers.flow_config:FlowConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="dfgr",
+        title="Dual-flow generative ranking",
+        paper="arXiv:2505.16752",
+        kind="neural",
+        objective="ranking_along",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.dfgr:DFGR",
+        config="sostenuto.layers.flow_config:FlowConfig",
+    )
+)
 
 
 def entry_of(name: str) -> ModelEntry:
