@@ -160,6 +160,20 @@ _add(
 )
 _add(
     ModelEntry(
+        name="sasrec",
+        title="Self-attentive sequential recommendation, sampled softmax",
+        paper="Kang and McAuley, ICDM 2018, arXiv:1808.09781",
+        kind="neural",
+        objective="next_item",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.models.sasrec:SASRec",
+        config="sostenuto.models.sasrec:SASRecConfig",
+    )
+)
+_add(
+    ModelEntry(
         name="sfgr",
         title="Single-flow generative ranking",
         paper="arXiv:2505.16752; blocks of Zhai et al., arXiv:2402.17152",
@@ -212,6 +226,20 @@ _add(
         request_context=True,
         where="sostenuto.models.dfgr:DFGR",
         config="sostenuto.layers.flow_config:FlowConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="hstu",
+        title="Hierarchical sequential transduction units, retrieval",
+        paper="Zhai et al., ICML 2024, arXiv:2402.17152",
+        kind="neural",
+        objective="next_item",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.models.hstu:HSTU",
+        config="sostenuto.models.hstu:HSTUConfig",
     )
 )
 
