@@ -137,6 +137,22 @@ def test_place_habit_is_seen_by_place() -> None:
     assert kind_auc(log, same_place) > kind_auc(log, every_event) + 0.05
 
 
+def test_last_action_is_seen_by_the_last_action_and_not_by_counts_or_recency() -> None:
+    log = world_log("last_action", events=20_000, seed=1)
+
+    def last_of_its_kind(rows: Array, _: int) -> Array:
+        kinds = log.item_kind[log.event_item[rows]]
+        newest = np.array([not (kinds[n + 1 :] == kind).any() for n, kind in enumerate(kinds)], bool)
+        return np.where(newest, np.where(log.event_action[rows] == 1, 1.0, -0.5), 0.0)
+
+    seen = kind_auc(log, last_of_its_kind, 300)
+    assert seen == pytest.approx(log.oracle_auc, abs=0.03)
+    for blind in (every_event, lambda rows, r: np.exp((log.event_time_ms[rows] - log.request_time_ms[r]) / 9e8)):
+        assert kind_auc(log, blind, 300) < seen - 0.1
+    # telling apart the kinds that were bought last among those that were met at all needs the order of actions
+    assert kind_auc(log, lambda rows, _: log.event_action[rows] - 0.5, 300) < seen - 0.05
+
+
 def test_action_taste_is_seen_by_action() -> None:
     log = world_log("action_taste", events=20_000, seed=1)
 

@@ -6,7 +6,7 @@ import torch
 
 
 def bucket(gap_s):
-    return max(0, min(128, math.floor(math.log(max(abs(int(gap_s)), 1)) / 0.301 + 1e-9)))
+    return max(0, min(128, math.floor(math.log(max(int(gap_s), 1)) / 0.301 + 1e-9)))
 
 
 def slow_attention(query, key, value, query_offsets, key_offsets, visible, *, form, scale, normaliser, bias, own):

@@ -81,6 +81,12 @@ WORLDS: dict[str, World] = {
             favourites=8,
         ),
         World(
+            name="last_action",
+            title="A kind is liked while the user's last event of it was a purchase",
+            seen_by="which action came last for a kind",
+            favourites=6,
+        ),
+        World(
             name="long_range",
             title=f"The newest {NEWEST} behaviours are noise; older ones tell the taste",
             seen_by=f"behaviours older than the newest {NEWEST}",
@@ -193,7 +199,7 @@ def _current(name: str, taste: _Taste, user: Array, time_s: Array, own_place: Ar
         return (time_s // DAY_S) % 7
     if name == "place_habit":
         return own_place
-    equals = {"action_taste": 3, "several_interests": 4}.get(name, 3)
+    equals = {"action_taste": 3, "last_action": 6, "several_interests": 4}.get(name, 3)
     return (pick * equals).astype(np.int64)
 
 
@@ -284,11 +290,17 @@ def world_log(
     who_c, at_c, here_c = (np.repeat(column, CANDIDATES) for column in (who, at_s, here))
     liked = _current(name, taste, who_c, at_c, here_c, rng.random(len(who_c)))
     decoy = _decoys(name, taste, who_c, liked, centres, rng)
+    last = _LastActions.of(user, time_s, kind, bought) if name == "last_action" else None
+    if last is not None:
+        liked, decoy = last.favourites(taste, who_c, at_c, rng)
     role = rng.random(len(who_c))
     shown = np.where(role < LIKED_SHARE, taste.kind(who_c, liked), rng.integers(0, KINDS, len(who_c)))
     shown = np.where((role >= LIKED_SHARE) & (role < LIKED_SHARE + DECOY_SHARE) & (decoy >= 0), decoy, shown)
     item = _distinct(_zipf_item(shown, first, rng.random(len(who_c))).reshape(cell), item_kind, first)
-    is_liked = _is_liked(name, taste, who_c, liked, item_kind[item].astype(np.int64).ravel()).reshape(cell)
+    shown = item_kind[item].astype(np.int64).ravel()
+    is_liked = _is_liked(name, taste, who_c, liked, shown).reshape(cell)
+    if last is not None:
+        is_liked = (last.before(who_c, at_c, shown) == 1).reshape(cell)
     probability = np.where(is_liked, LIKED, OTHER)
     if name == "noise":
         probability = np.full(cell, 0.3)
@@ -331,6 +343,41 @@ def _decoys(name: str, taste: _Taste, user: Array, liked: Array, centres: Array,
         np.put_along_axis(near, own, -np.inf, axis=1)
         return np.asarray(near.argmax(1)[user])
     return np.full(n, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _LastActions:
+    """What a user did last with items of a kind, at any time."""
+
+    moment: Array  # (N,) user, kind and second in one number, ascending
+    bought: Array  # (N,)
+
+    @classmethod
+    def of(cls, user: Array, time_s: Array, kind: Array, bought: Array) -> _LastActions:
+        """Sort events by user and kind."""
+        moment = _moment(user, kind, time_s)
+        order = np.argsort(moment, kind="stable")
+        return cls(moment[order], bought[order])
+
+    def before(self, user: Array, time_s: Array, kind: Array) -> Array:
+        """Return 1 bought, 0 viewed, -1 never met, of the last event strictly before each time."""
+        place = np.searchsorted(self.moment, _moment(user, kind, time_s)) - 1
+        met = (place >= 0) & (self.moment[place] >= _moment(user, kind, np.zeros_like(time_s)))
+        return np.where(met, self.bought[place], -1)
+
+    def favourites(self, taste: _Taste, user: Array, time_s: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Return one of the user's favourites that was bought last, and the kind of one only viewed last; or any."""
+        count = WORLDS["last_action"].favourites
+        ranks = np.arange(count)
+        last = np.stack([self.before(user, time_s, taste.kind(user, j)) for j in ranks], 1)
+        chance = rng.random((2, len(user), count))
+        liked = (chance[0] + (last == 1)).argmax(1)
+        viewed = (chance[1] + (last == 0)).argmax(1)
+        return liked, taste.kind(user, viewed)
+
+
+def _moment(user: Array, kind: Array, time_s: Array) -> Array:
+    return np.asarray(((user.astype(np.int64) * KINDS + kind) << 32) | time_s)
 
 
 def _is_liked(name: str, taste: _Taste, user: Array, liked: Array, kind: Array) -> Array:

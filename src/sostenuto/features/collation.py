@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sostenuto.features.clock import local_clock
 from sostenuto.features.match import level_keys, match_features
 from sostenuto.features.popularity import PopularityIndex
 from sostenuto.features.view import HistoryView, view_features
-from sostenuto.schema.histories import Candidates, Context, History, RequestBatch, SequenceBatch
+from sostenuto.schema.histories import Candidates, Catalogue, Context, History, RequestBatch, SequenceBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,8 @@ class Collator:
     def __init__(self, data: PreparedData, view: HistoryView) -> None:
         self.data = data
         self.view = view
-        self.features = view_features(data.features, view)
+        content = tuple(manifest.sizes for manifest in data.content().values())
+        self.features = view_features(replace(data.features, content=content), view)
         behaviours = data.behaviours
         self._category = data.item_category
         self._item_fields = {f.name: data.item_field(f.name) for f in data.features.item_fields}
@@ -312,6 +313,13 @@ class Collator:
             "request": _tensor(np.arange(len(user)) if request is None else request),
             "user": _tensor(user),
         }
+
+    def catalogue(self) -> Catalogue:
+        """Return what the data say of every item, for rankers that keep a table of items."""
+        return Catalogue(
+            category=_tensor(np.asarray(self._category)),
+            fields={name: _tensor(np.asarray(column)) for name, column in self._item_fields.items()},
+        )
 
     def _of_items(self, item: Array) -> dict[str, Array]:
         return {name: np.take(column, item, axis=0) for name, column in self._item_fields.items()}

@@ -26,10 +26,10 @@ class EventParts:
 
 
 class EventTokens(nn.Module):
-    """Sums of linear maps: item vector, place, position along the timeline; for what happened also action and value.
+    """Sums of linear maps: item vector, place, position along the timeline; of what happened also action and value.
 
-    A position is the number of behaviours at strictly earlier times, counted from the timeline's start, so a token never
-    changes when later events come. It enters in octaves: counts span one to many thousands. Ours.
+    A position is the number of behaviours at strictly earlier times, counted from the timeline's start, so a token
+    never changes when later events come. It enters in octaves: counts span one to many thousands. Ours.
     """
 
     def __init__(self, config: FlowConfig, features: FeatureSpec) -> None:

@@ -63,7 +63,7 @@ class Joined:
         """Return the joined rows of (N * tokens, ...) values, `tokens` of them per behaviour."""
         if self.order is None or there is None:
             return came
-        groups = [part.unflatten(0, (-1, tokens)) for part in (there, came)]
+        groups = [torch.unflatten(part, 0, (-1, tokens)) for part in (there, came)]
         return torch.cat(groups)[self.order].flatten(0, 1)
 
     def keys_values(self, there: KeysValues | None, came: KeysValues, tokens: int = 1) -> KeysValues:

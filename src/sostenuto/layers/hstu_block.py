@@ -132,7 +132,7 @@ class HSTUBlock(nn.Module):
 
     def _keys_values(self, mapped: Tensor) -> KeysValues:
         config = self.config
-        value, key = mapped.split([config.heads * config.value_dim, config.heads * config.key_dim], 1)
+        value, key = torch.split(mapped, [config.heads * config.value_dim, config.heads * config.key_dim], 1)
         return KeysValues(
             key.unflatten(1, (config.heads, config.key_dim)), value.unflatten(1, (config.heads, config.value_dim))
         )
@@ -145,7 +145,8 @@ class HSTUBlock(nn.Module):
         """Return gate, query, key and value of (N, D) tokens."""
         config = self.config
         mapped = self._mapped(tokens, slice(None))
-        gate, query = mapped[:, : self.split].split([config.heads * config.value_dim, config.heads * config.key_dim], 1)
+        values, keys = config.heads * config.value_dim, config.heads * config.key_dim
+        gate, query = torch.split(mapped[:, : self.split], [values, keys], 1)
         if config.silu_on == "u":
             gate = F.silu(gate)
         seen = self._keys_values(mapped[:, self.split :])

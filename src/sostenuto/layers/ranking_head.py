@@ -27,14 +27,16 @@ class RankingHead(nn.Module):
     def __init__(self, config: FlowConfig, features: FeatureSpec, items: ItemEmbedding) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.dim)
-        requests = RequestFeatures(features, items, field_dim=config.field_dim, std=config.field_std, bins=config.bins)
-        self.requests = None if config.pure else requests
-        beside = 0 if config.pure else requests.out_dim
+        self.requests = None
+        if not config.pure:
+            self.requests = RequestFeatures(
+                features, items, field_dim=config.field_dim, std=config.field_std, bins=config.bins
+            )
+        beside, numbers = (0, 0) if self.requests is None else (self.requests.out_dim, self.requests.num_numbers)
         self.tower = Tower(
             config.dim + beside, config.tower_units, activation=config.tower_activation, dropout=config.dropout
         )
-        has_wide = config.wide and not config.pure and requests.num_numbers > 0
-        self.wide = zero_linear(requests.num_numbers, 1) if has_wide else None
+        self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
 
     def calibrate(
         self, items: ItemEmbedding, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]

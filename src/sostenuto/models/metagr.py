@@ -128,7 +128,7 @@ class MetaGR(nn.Module):
     def _last_item_tokens(self, run: _Run, event: Tensor) -> Tensor:
         """Return what the last block makes of some item tokens of the timeline."""
         block, timeline = self._blocks()[-1], run.state.timeline
-        event, back = event.unique(return_inverse=True)  # rising, so rows lie together
+        event, back = torch.unique(event, return_inverse=True)  # rising, so rows lie together
         token = run.item[event]
         made = block.project(token)
         position = timeline.position[event]

@@ -96,34 +96,20 @@ class SFGR(nn.Module):
         """Let candidates read the whole flow of their user."""
         lengths = state.timeline.offsets.diff()
         row = torch.arange(len(lengths), device=lengths.device)
-        return self.score_at(state, row, lengths, candidates, context)
-
-    def score_at(
-        self, state: FlowState, row: Tensor, prefix: Tensor, candidates: Candidates, context: Context
-    ) -> RankerOutput:
-        """Let the candidates of R requests read the first `prefix` events of row `row`; `state.taste` is of the requests.
-
-        Args:
-            state: of U users.
-            row: (R,) int64, never decreasing.
-            prefix: (R,) int64, whole moments.
-            candidates: of R requests.
-            context: of R requests.
-        """
-        token = self.flow_at(state, row, prefix, candidates, context)
+        token = self._candidate_tokens(state, row, lengths, candidates, context)
         return self.head(token, self.tokens.items, state.taste, candidates, context)  # type: ignore[no-any-return]
 
-    def flow_at(
+    def _candidate_tokens(
         self, state: FlowState, row: Tensor, prefix: Tensor, candidates: Candidates, context: Context
     ) -> Tensor:
-        """Return the (N, D) last tokens of candidates."""
+        """Return the (N, D) last tokens of candidates that read the first `prefix` (R,) events of row `row` (R,)."""
         request, timeline = candidates.row, state.timeline
         position = prefix[request]
         version = self.tokens.items.version_at(timeline.newest(row, prefix))
         token = self.tokens.of_candidates(candidates, context, position, None if version is None else version[request])
         at, everything = TokenPlaces.at(position, context.time_ms[request]), places_of(timeline)
         owners = offsets_of_rows(row[request], len(timeline.offsets) - 1)
-        plan = plan_attention(owners, timeline.offsets, self.visible(state, row, prefix)[request])
+        plan = plan_attention(owners, timeline.offsets, position)
         for block, seen in zip(self._blocks(), state.layers, strict=True):
             made = block.project(token)
             read = block.attend(
@@ -131,10 +117,6 @@ class SFGR(nn.Module):
             )
             token = block.mix(token, made.gate, read)
         return token
-
-    def visible(self, state: FlowState, row: Tensor, prefix: Tensor) -> Tensor:
-        """Return (R,) how many events of its row each request's candidates see: what came before, and no more."""
-        return prefix
 
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:
         """Score candidates against histories."""

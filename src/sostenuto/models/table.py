@@ -31,6 +31,7 @@ class ModelEntry:
     update: Literal["exact", "none"]  # can a later event be folded into a state exactly
     request_context: bool  # scoring reads time or place of the request
     ordered: bool = False  # the order of behaviours of one moment matters to it
+    content: tuple[str, ...] = ()  # kinds of item content it reads, of CONTENT_KINDS: it has `take_content`
     needs: tuple[str, ...] = ()  # extras to install
     where: str  # module:class
     config: str  # module:class of its configuration

@@ -132,7 +132,7 @@ def plan_attention(query_offsets: Tensor, key_offsets: Tensor, visible: Tensor) 
         end = at + 1
         while end < len(rows) and end - at < MOST_ROWS:
             taller, wider = max(asked_most, asked[rows[end]]), max(known_most, known[rows[end]])
-            if (end + 1 - at) * _strip_height(taller) * wider > TILE or 2 * asked[rows[end]] < taller:
+            if (end + 1 - at) * _strip_height(taller) * wider > TILE // 2 or 2 * asked[rows[end]] < taller:
                 break
             asked_most, known_most, end = taller, wider, end + 1
         some = torch.tensor(rows[at:end], device=device)
@@ -162,9 +162,12 @@ def _group(rows: Tensor, query_offsets: Tensor, key_offsets: Tensor, visible: Te
         least, most = sees.masked_fill(~query_mask, known), sees.masked_fill(~query_mask, 0)
         sees = most
     height = _strip_height(asked)
+    if 4 * (int(most.max()) - int(least.min())) <= known:  # no diagonal to speak of
+        height = MOST_QUERIES
     firsts = range(0, asked, height)
-    lowest = [int(part.min()) for part in least.split(height, 1)]
-    highest = [int(part.max()) for part in most.split(height, 1)]
+    spare = -asked % height  # strips are of one height, the last one filled up
+    lowest = torch.nn.functional.pad(least.amin(0), (0, spare), value=known).view(-1, height).amin(1).tolist()
+    highest = torch.nn.functional.pad(most.amax(0), (0, spare)).view(-1, height).amax(1).tolist()
     strips = tuple(
         _Strip(first, min(first + height, asked), low, high)
         for first, low, high in zip(firsts, lowest, highest, strict=True)
@@ -231,37 +234,73 @@ def _own_score(query: Tensor, one: OwnKey, scale: float, bias: RelativeBias | No
 
 
 def time_bucket(gap_s: Tensor) -> Tensor:
-    """Return clamp(floor(ln(max(|gap|, 1)) / 0.301), 0, 128) of int32 seconds, as int64."""
-    return gap_s.abs().clamp_(min=1).float().log_().mul_(1.0 / BUCKET_WIDTH).long().clamp_(max=NUM_BUCKETS - 1)
+    """Return floor(ln(max(gap, 1)) / 0.301) of int32 seconds as int64; what lies ahead counts as now.
+
+    The published bucket takes |gap| and stops at 128; here no key lies ahead, and 2^31 seconds are bucket 71.
+    """
+    return gap_s.clamp(min=1).float().log_().mul_(1.0 / BUCKET_WIDTH).long()
 
 
 class _Biases:
-    """The bias of one group, a tile at a time, and the sums of its gradients."""
+    """The bias of one group, a tile at a time, and the sums of its gradients.
+
+    Neighbouring queries of one place and time (a request's candidates, a fake token and its real twin) share a row.
+    """
 
     def __init__(self, bias: RelativeBias, group: _Group) -> None:
         self.position, self.time = bias.position, bias.time
-        self.query_position = bias.query_position[group.query][:, :, None]
-        self.key_position = bias.key_position[group.key][:, None, :]
+        position, time = bias.query_position[group.query], bias.query_time_s[group.query]
+        self.row: Tensor | None = None  # (Lq,) of each query; None = one each
+        if len(group.query) == 1:
+            opens = (position[0, 1:] != position[0, :-1]) | (time[0, 1:] != time[0, :-1])
+            row = torch.cat([opens.new_zeros(1), opens]).cumsum(0)
+            rows = row.tolist()
+            if rows[-1] < 3 * len(rows) // 4:
+                first = torch.cat([opens.new_ones(1), opens]).nonzero().squeeze(1)
+                position, time = position[:, first], time[:, first]
+                self.row, self.rows = row, rows
+        self.query_position, self.key_position = position[:, :, None], bias.key_position[group.key][:, None, :]
         if bias.time is not None:
             key_time = bias.key_time_s[group.key]
             since = key_time[:, :1]  # seconds from the row's first key fit int32
-            self.query_time = (bias.query_time_s[group.query] - since)[:, :, None].to(torch.int32)
+            self.query_time = (time - since)[:, :, None].to(torch.int32)
             self.key_time = (key_time - since)[:, None, :].to(torch.int32)
+
+    def _rows(self, strip: _Strip) -> slice:
+        if self.row is None:
+            return slice(strip.first, strip.last)
+        return slice(self.rows[strip.first], self.rows[strip.last - 1] + 1)
 
     def places(self, strip: _Strip, first: int, last: int) -> list[Tensor]:
         """Return the flat entries of each table."""
-        rows, columns = slice(strip.first, strip.last), slice(first, last)
+        rows, columns = self._rows(strip), slice(first, last)
         distance = self.query_position[:, rows] - self.key_position[:, :, columns]
         found = [distance.clamp_(0, self.position.shape[0] - 1).view(-1)]
         if self.time is not None:
             bucket = time_bucket(self.query_time[:, rows] - self.key_time[:, :, columns])
-            found.append(bucket.clamp_(max=self.time.shape[0] - 1).view(-1))
+            found.append(bucket.clamp_(max=self.time.shape[0] - 1).view(-1) if len(self.time) < NUM_BUCKETS else bucket)
         return found
 
-    def values(self, places: list[Tensor]) -> Tensor:
-        """Return the flat bias of a tile."""
+    def values(self, places: list[Tensor], strip: _Strip, keys: int) -> Tensor:
+        """Return the (G, 1, queries, keys) bias of a tile."""
         term = self.position.index_select(0, places[0])
-        return term if self.time is None else term.add_(self.time.index_select(0, places[1]))
+        if self.time is not None:
+            term += self.time.index_select(0, places[1].view(-1))
+        if self.row is None:
+            return term.view(-1, 1, strip.last - strip.first, keys)
+        shared = self.row[strip.first : strip.last] - self.rows[strip.first]
+        return term.view(-1, keys).index_select(0, shared)[None, None]
+
+    def add_gradients(self, tables: Sequence[Tensor | None], places: list[Tensor], strip: _Strip, grad: Tensor) -> None:
+        """Add what a (G, H, queries, keys) gradient of scores says of the tables."""
+        by_pair = grad.sum(1)
+        if self.row is not None:
+            rows = self._rows(strip)
+            shared = self.row[strip.first : strip.last] - rows.start
+            by_pair = by_pair.new_zeros(rows.stop - rows.start, grad.shape[3]).index_add_(0, shared, by_pair[0])
+        for table, place in zip(tables, places, strict=False):  # no table of times, no places in it
+            assert table is not None
+            table.scatter_add_(0, place.view(-1), by_pair.view(-1).to(table.dtype))
 
 
 class _Tile(NamedTuple):
@@ -281,14 +320,19 @@ def _tiles(group: _Group, strip: _Strip, form: Form) -> list[_Tile]:
 
 
 def _laid(flat: Tensor, index: Tensor) -> Tensor:
-    """Take (G, L) places of a flat (N, H, D) tensor, as (G * H, L, D)."""
+    """Take (G, L) places of a flat (N, H, D) tensor, as (G * H, L, D); of a single row nothing is copied."""
     rows, width = index.shape
+    if rows == 1:
+        return flat.narrow(0, int(index[0, 0]), width).transpose(0, 1)
     return flat[index].permute(0, 2, 1, 3).reshape(rows * flat.shape[1], width, flat.shape[2])
 
 
 def _put_back(laid: Tensor, flat: Tensor, index: Tensor, mask: Tensor | None) -> None:
     """Write (G * H, L, D) to the places of `flat` that it came from."""
     rows, width = index.shape
+    if rows == 1:
+        flat[int(index[0, 0]) :][:width] = laid.transpose(0, 1)
+        return
     values = laid.reshape(rows, flat.shape[1], width, flat.shape[2]).permute(0, 2, 1, 3)
     if mask is None:
         flat[index] = values
@@ -296,29 +340,47 @@ def _put_back(laid: Tensor, flat: Tensor, index: Tensor, mask: Tensor | None) ->
         flat[index[mask]] = values[mask]
 
 
+class _Hidden(NamedTuple):
+    """The pairs of a tile that are not seen; they lie in its last columns."""
+
+    first: int  # column
+    seen: Tensor  # (G, 1, queries, keys from `first` on)
+
+    def fill(self, by_head: Tensor, nothing: float) -> None:
+        """Put `nothing` in their places of a (G, H, queries, keys) tile."""
+        corner = by_head[..., self.first :]
+        if nothing:
+            corner.masked_fill_(~self.seen, nothing)
+        else:
+            corner.mul_(self.seen.to(corner.dtype))  # several times quicker than a fill through a broadcast mask
+
+
 class _Scores:
     """Scores of one tile at a time, in one buffer."""
 
     def __init__(self, group: _Group, query: Tensor, key: Tensor, bias: RelativeBias | None, form: Form) -> None:
         self.group, self.heads = group, query.shape[0] // len(group.query)
-        self.query, self.key_t = query, key.transpose(1, 2).contiguous()
+        key_t = key.transpose(1, 2)
+        self.query, self.key_t = query, key_t if len(group.strips) == 1 else key_t.contiguous()
         self.biases = None if bias is None else _Biases(bias, group)
         self.nothing = 0.0 if form == "silu" else LOWEST
 
-    def of(self, tile: _Tile) -> tuple[Tensor, Tensor | None, list[Tensor] | None]:
-        """Return (G * H, queries, keys) scores, the (G, 1, queries, keys) pairs not seen, and the bias' places."""
+    def of(self, tile: _Tile) -> tuple[Tensor, _Hidden | None, list[Tensor] | None]:
+        """Return (G * H, queries, keys) scores, the pairs that are not seen, and the bias' places."""
         strip, rows = tile.strip, len(self.group.query)
         score = torch.bmm(self.query[:, strip.first : strip.last], self.key_t[:, :, tile.first : tile.last])
         by_head = score.view(rows, self.heads, *score.shape[1:])
         places = None
         if self.biases is not None:
             places = self.biases.places(strip, tile.first, tile.last)
-            by_head += self.biases.values(places).view(rows, 1, *score.shape[1:]).to(score.dtype)
+            by_head += self.biases.values(places, strip, score.shape[2]).to(score.dtype)
         hidden = None
-        if tile.last > strip.full:
-            at = torch.arange(tile.first, tile.last, device=score.device)
-            hidden = (at >= self.group.visible[:, strip.first : strip.last, None])[:, None]
-            by_head.masked_fill_(hidden, self.nothing)
+        if tile.last > strip.full:  # the tile reaches the diagonal
+            first = max(strip.full, tile.first)
+            at = torch.arange(first, tile.last, device=score.device)
+            seen = at < self.group.visible[:, strip.first : strip.last, None]
+            hidden = _Hidden(first - tile.first, seen[:, None])
+            hidden.fill(by_head, self.nothing)
         return score, hidden, places
 
 
@@ -404,18 +466,16 @@ class _Blocked(torch.autograd.Function):
                         weight = torch.nn.functional.silu(score)
                         grad = torch.ops.aten.silu_backward(grad, score)
                         if hidden is not None:
-                            grad.view(len(group.query), scores.heads, *grad.shape[1:]).masked_fill_(hidden, 0.0)
+                            hidden.fill(grad.view(len(group.query), scores.heads, *grad.shape[1:]), 0.0)
                     else:
                         weight = score.sub_(logs[:, rows]).exp_()
                         grad = grad.sub_(level[:, rows]).mul_(weight)
                     values_grad_t[:, :, columns].baddbmm_(from_out_t[:, :, rows], weight)
                     keys_grad_t[:, :, columns].baddbmm_(laid_t[:, :, rows], grad)
                     laid_grad[:, rows].baddbmm_(grad, keys[:, columns])
-                    if places is not None:
-                        by_pair = grad.view(len(group.query), scores.heads, -1).sum(1).view(-1)
-                        for table, place in zip(table_grads, places, strict=False):
-                            assert table is not None
-                            table.scatter_add_(0, place, by_pair.to(table.dtype))
+                    if scores.biases is not None and places is not None:
+                        by_head = grad.view(len(group.query), scores.heads, *grad.shape[1:])
+                        scores.biases.add_gradients(table_grads, places, strip, by_head)
             _put_back(laid_grad.mul_(ctx.scale), query_grad, group.query, group.query_mask)
             _put_back(keys_grad_t.transpose(1, 2), key_grad, group.key, group.key_mask)
             _put_back(values_grad_t.transpose(1, 2), value_grad, group.key, group.key_mask)

@@ -26,6 +26,7 @@ from sostenuto.recipes.baselines import (
     trees_no_match,
     trees_recent50,
 )
+from sostenuto.recipes.flows import dfgr, dfgr_no_match, dfgr_recent50, metagr, sfgr, sfgr_published
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
 from sostenuto.recipes.next_item import hstu, hstu_no_time, sasrec
 from sostenuto.schema.errors import SpecError, did_you_mean
@@ -55,6 +56,12 @@ RECIPES: dict[str, Recipe] = {
         sdim,
         sdim_recent50,
         sdim_no_match,
+        sfgr,
+        sfgr_published,
+        metagr,
+        dfgr,
+        dfgr_recent50,
+        dfgr_no_match,
         sasrec,
         hstu,
         hstu_no_time,

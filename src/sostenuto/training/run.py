@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sostenuto.content.store import open_content
 from sostenuto.data.prepared import Array, PreparedData, Requests
 from sostenuto.evaluation.predictions import Predictions, load_predictions, training_counts, with_log_facts
 from sostenuto.features.collation import Collator
@@ -24,18 +25,20 @@ from sostenuto.features.loading import RequestLoader, sample_rows
 from sostenuto.features.negatives import NegativeSampler
 from sostenuto.features.sequences import SequenceLoader
 from sostenuto.layers.embedding import TimedVectors
-from sostenuto.models.saved import load_ranker, save_ranker
+from sostenuto.models.saved import check_content, load_ranker, save_ranker
 from sostenuto.models.table import build, entry_of
 from sostenuto.ops.backend import notice
+from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import DataError, RunError, SpecError
-from sostenuto.schema.features import FIRST_KNOWN
+from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec
 from sostenuto.schema.histories import RequestBatch
 from sostenuto.training.checkpoint import load_state, save_state
 from sostenuto.training.config import RunConfig, TrainingConfig, plain
 from sostenuto.training.loop import Hooks, Progress, restore, train
 from sostenuto.training.losses import Objective, objective_named
-from sostenuto.training.memory import MemoryPlan, forget_peak, keep_freed, peak_bytes, plan_memory, release_freed
+from sostenuto.training.memory import MemoryPlan, plan_memory
 from sostenuto.training.optimiser import RankerOptimiser
+from sostenuto.training.process_memory import forget_peak, keep_freed, peak_bytes, release_freed
 from sostenuto.training.reporting import Reporter, SilentReporter
 from sostenuto.training.run_folder import (
     Finished,
@@ -78,7 +81,7 @@ def process_settings(config: RunConfig, device: torch.device) -> Generator[int]:
     threads would not repeat itself.
     """
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    determinism = torch.get_deterministic_debug_mode()
     filling: Any = torch.utils.deterministic
     fill = filling.fill_uninitialized_memory
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
@@ -86,14 +89,15 @@ def process_settings(config: RunConfig, device: torch.device) -> Generator[int]:
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         if device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
+            # what `use_deterministic_algorithms` sets, without its loading a compiler of 70 MB
+            torch.set_deterministic_debug_mode("error")
             filling.fill_uninitialized_memory = False  # costs time and guards nothing here
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(config.training.seed)
             yield torch.get_num_threads()
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_deterministic_debug_mode(determinism)
         filling.fill_uninitialized_memory = fill
 
 
@@ -120,6 +124,7 @@ class _Run:
     lists: tuple[str, ...]
     device: torch.device
     reporter: Reporter
+    content: Mapping[str, ItemContent]  # {} unless the model reads some
 
     def save(self, ranker: Any, predictions: Predictions, numbers: Mapping[str, Any]) -> None:
         """Put weights and validation predictions in place of what was there."""
@@ -131,7 +136,9 @@ class _Run:
         }
         partial, model = self.out / "model.partial", self.out / "model"
         shutil.rmtree(partial, ignore_errors=True)
-        save_ranker(partial, self.config.model, self.config.model_config, self.collator.features, ranker, extra)
+        hashes = {name: part.arrays_hash for name, part in self.content.items()}
+        config = self.config
+        save_ranker(partial, config.model, config.model_config, self.collator.features, ranker, extra, hashes)
         shutil.rmtree(model, ignore_errors=True)
         partial.rename(model)
         predictions.save(self.out / "predictions" / "valid.npz")
@@ -197,7 +204,18 @@ def _open(data: Path | PreparedData, out: Path, config: RunConfig, device: torch
         lists=protocol.lists,
         device=device,
         reporter=reporter,
+        content=content_of(config.model, opened, collator.features, device),
     )
+
+
+def content_of(
+    model: str, data: PreparedData, features: FeatureSpec, device: torch.device | str = "cpu"
+) -> dict[str, ItemContent]:
+    """Open the content of items that a model reads, by name; {} for one that reads none."""
+    kinds = entry_of(model).content
+    if not kinds:
+        return {}
+    return {name: part.to(device) for name, part in open_content(data, features.content, kinds).items()}
 
 
 def _sequences(
@@ -281,7 +299,11 @@ def run_training(
         run = _open(opened, Path(out), config, device, reporter)
         ranker: Any = build(config.model, config.model_config, run.collator.features, seed=config.training.seed)
         if entry.kind == "neural":
-            finished = _run_neural(run, ranker.to(device), entry.objective, there)
+            ranker = ranker.to(device)
+        if entry.content:
+            ranker.take_content(run.content)
+        if entry.kind == "neural":
+            finished = _run_neural(run, ranker, entry.objective, there)
         else:
             finished = _run_fitted(run, ranker, entry.kind, there)
         write_run(run.out, with_finished(there, finished))
@@ -470,7 +492,12 @@ def open_run(folder: Path | str, data: Path | str | None = None) -> Run:
             f"data.arrays_hash must be {there['data']['arrays_hash'][:12]}... as in the run {folder}, "
             f"{opened.folder} has {opened.manifest.arrays_hash[:12]}...; open the run with the data it was made on"
         )
-    ranker, _ = load_ranker(folder / "model")
+    saved, meta = load_ranker(folder / "model")
+    ranker: Any = saved
+    if entry_of(config.model).content:
+        content = content_of(config.model, opened, meta["features"])
+        check_content(meta, content)
+        ranker.take_content(content)
     return Run(
         folder=folder,
         config=config,
@@ -481,4 +508,13 @@ def open_run(folder: Path | str, data: Path | str | None = None) -> Run:
     )
 
 
-__all__ = ["Run", "RunResult", "device_named", "open_run", "process_settings", "run_training", "with_seed"]
+__all__ = [
+    "Run",
+    "RunResult",
+    "content_of",
+    "device_named",
+    "open_run",
+    "process_settings",
+    "run_training",
+    "with_seed",
+]
