@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.training.test_run import BUDGET, Interrupt
+from tests.training.toy_prepared import write_toy
 
 from sostenuto.data.prepared import PreparedData
 from sostenuto.evaluation.catalogue import rank_catalogue
 from sostenuto.features.loading import sample_rows
 from sostenuto.features.view import HistoryView
-from sostenuto.models.table import default_config
+from sostenuto.models.table import build, default_config
 from sostenuto.schema.errors import SpecError
 from sostenuto.training.config import RunConfig, TrainingConfig
 from sostenuto.training.run import open_run, run_training
@@ -86,3 +88,17 @@ def test_gauc_still_steers_a_search_when_asked(toy: PreparedData, tmp_path: Path
     assert finished.metric == "gauc"
     assert np.isclose(finished.best_value or 0.0, finished.gauc or 1.0)
     assert all("ndcg@10" not in record for record in read_log(tmp_path / "run" / "log.jsonl"))
+
+
+@pytest.mark.parametrize("first_moments", [False, True])
+def test_a_first_moment_is_a_target_when_asked(tmp_path: Path, first_moments: bool) -> None:
+    """What an empty history asks for is learnt from first moments, and from nothing else."""
+    folder = write_toy(tmp_path / "toy").folder
+    prefix = np.load(folder / "requests" / "train" / "prefix.npy")
+    prefix[::3] = 0
+    np.save(folder / "requests" / "train" / "prefix.npy", prefix)
+    config = config_for("sasrec", first_moments=first_moments)
+    run_training(folder, tmp_path / "run", config)
+    run = open_run(tmp_path / "run")
+    fresh: Any = build("sasrec", config.model_config, run.collator.features, seed=config.training.seed)
+    assert torch.equal(fresh.start, run.ranker.start) != first_moments
