@@ -20,7 +20,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,11 @@ class Set:
     exclude_seen: bool
     seeds: int  # at most
     popularity_requests: int | None  # requests that popularity is measured on; None = all
-    published: Mapping[str, tuple[float, float, str]] = ()  # type: ignore[assignment]
+    published: Mapping[str, tuple[float, float, str]] = field(default_factory=dict)  # recall@10, ndcg@10, source
 
 
 ORDER_ONLY = {"sasrec": "sasrec", "hstu": "hstu_no_time", "popularity": "popularity"}
 WITH_TIME = {"sasrec": "sasrec", "hstu": "hstu", "popularity": "popularity", "popularity_recent": "popularity_recent"}
-TIMED = ("training.exclude_seen=false", "model_config.category_dim=8")
 
 SETS = {
     "beauty": Set(
@@ -111,7 +110,6 @@ SETS = {
         exclude_seen=True,
         seeds=1,
         popularity_requests=2_000,
-        published={},
     ),
     "complete-journey": Set(
         source="complete-journey",
@@ -121,7 +119,6 @@ SETS = {
         exclude_seen=False,
         seeds=1,
         popularity_requests=None,
-        published={},
     ),
 }
 
@@ -158,7 +155,7 @@ def measured(name: str, model: str, seed: int, out: Path, data: PreparedData) ->
     result = run_training(data, folder, config, reporter=RichReporter())
     run = open_run(folder, data.folder)
     answer: dict[str, Any] = {"set": name, "model": model, "recipe": config.name, "seed": seed}
-    for split in ("valid", "test"):
+    for split in ("test",) if is_rule else ("valid", "test"):
         found = catalogue_ranking(
             run.ranker,
             run.collator,

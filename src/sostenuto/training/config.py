@@ -46,6 +46,7 @@ class TrainingConfig:
     batch_requests: int = 16
     # of models that train along timelines: most requests of one user in a batch (drawn anew every epoch); none = all
     requests_per_pass: int | None = None
+    first_moments: bool = True  # of next_item: a user's first moment, which has no history, is a target too
     negatives: int = 512  # of next_item: items drawn for each batch, shared by its requests
     negative_power: float = 0.0  # they are drawn by training frequency to this power; 0 = all items alike
     log_q: bool = False  # divide each by how often it is to be expected; see losses.py

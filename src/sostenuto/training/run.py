@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -229,6 +230,8 @@ def _sequences(
             power=training.negative_power,
             log_q=training.log_q,
         )
+        if not training.first_moments:
+            rows = rows[np.asarray(requests.prefix)[rows] > 0]
     if training.listwise and not objective.is_listwise:
         raise SpecError(
             f"training.listwise must be 0 for a model that trains on targets alone, got {training.listwise}; leave it"
@@ -457,6 +460,8 @@ def _finish(run: _Run, plan: MemoryPlan, progress: Progress, *, parameters: int)
         parameters=parameters,
         peak_rss_mb=round(peak / 2**20, 1) if peak else None,
         planned_peak_mb=round(plan.peak / 2**20, 1),
+        metric=run.config.training.metric,
+        best_value=_finite(progress.best_value),
     )
 
 

@@ -49,6 +49,8 @@ class Finished:
     parameters: int  # trainable numbers; 0 for fitted and rule models
     peak_rss_mb: float | None  # of the process, as measured; none where the system does not tell
     planned_peak_mb: float | None  # by the memory plan
+    metric: str = "gauc"  # what weights were chosen by
+    best_value: float | None = None  # of it, of the saved model; none for fitted and rule models
 
 
 def versions() -> dict[str, str]:
