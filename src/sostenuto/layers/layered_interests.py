@@ -59,15 +59,15 @@ class LayeredInterests(nn.Module):
     def forward(self, vectors: Tensor, mask: Tensor) -> Tensor:
         """Return (B, K, D) interests of padded (B, L, D) behaviours; the order of these means nothing."""
         interests: Tensor = self.queries(vectors.shape[0])
-        shallow = interests = interests + self.readings[0](interests, vectors, mask)
+        shallow: Tensor = interests + self.readings[0](interests, vectors, mask)
+        interests = shallow
         for block, reading in zip(self.blocks, self.readings[1:], strict=True):
             vectors = block(vectors, mask)
             interests = interests + reading(interests, vectors, mask)
         if self.gate is None:
             return interests
-        share = self.gate(torch.cat([shallow, interests], -1)).sigmoid()
-        mixed: Tensor = share * shallow + (1 - share) * interests
-        return mixed
+        share: Tensor = torch.sigmoid(self.gate(torch.cat([shallow, interests], -1)))
+        return torch.lerp(interests, shallow, share)
 
 
 def interest_for(interests: Tensor, target: Tensor, row: Tensor) -> Tensor:
@@ -80,7 +80,8 @@ def interest_for(interests: Tensor, target: Tensor, row: Tensor) -> Tensor:
     """
     own = interests[row]
     weights = ((own @ target[:, :, None]) * target.shape[1] ** -0.5).softmax(1)
-    return (weights * own).sum(1)
+    found: Tensor = (weights * own).sum(1)
+    return found
 
 
 def interest_overlap(interests: Tensor) -> Tensor:

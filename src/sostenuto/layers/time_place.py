@@ -64,8 +64,9 @@ class TimeEncoder(nn.Module):
     def forward(self, moment: LocalTime) -> Tensor:
         """Return (N, dim)."""
         weekend = (moment.weekday >= FIRST_WEEKEND_DAY).long()
-        rows: Tensor = self.hour(FIRST_KNOWN + moment.hour) + self.weekday(FIRST_KNOWN + moment.weekday)
-        return rows + self.weekend(FIRST_KNOWN + weekend)
+        hour, weekday = self.hour(FIRST_KNOWN + moment.hour), self.weekday(FIRST_KNOWN + moment.weekday)
+        rows: Tensor = hour + weekday + self.weekend(FIRST_KNOWN + weekend)
+        return rows
 
 
 class PlaceCells(nn.Module):

@@ -487,7 +487,8 @@ class STIM(nn.Module):
         return torch.where(finest >= FIRST_KNOWN, finest, self.num_categories + histories.item)
 
     def _mask_cell(self, place: Tensor) -> Tensor:
-        return self.cells(place)[:, self.mask_level]
+        cells: Tensor = self.cells(place)
+        return cells[:, self.mask_level]
 
     def _vectors(self, histories: History, distinct: DistinctItems, local: LocalTime) -> Tensor:
         vectors: Tensor = spread_rows(self.item_part(distinct.key), distinct.place) + self.time_part(local)
