@@ -54,7 +54,7 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match=r"precision must be in 1\.\.12 characters, got 13"):
         geohash_cells(np.zeros(1), np.zeros(1), 13)
     assert "a" not in ALPHABET
-    with pytest.raises(ValueError, match="a place must be a geohash of .* got 'dr5a'"):
+    with pytest.raises(ValueError, match=r"a place must be a geohash of .* got 'dr5a'"):
         geohash_centres(["dr5a"])
     with pytest.raises(ValueError, match="got ''"):
         geohash_centres([""])

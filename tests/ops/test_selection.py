@@ -1,3 +1,5 @@
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ def flat(rows):
 
 def by_row(taken):
     bounds = taken.offsets.tolist()
-    return [taken.positions[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [taken.positions[a:b].tolist() for a, b in itertools.pairwise(bounds)]
 
 
 @given(ROWS, st.integers(1, 5))

@@ -15,6 +15,7 @@ from sostenuto.ops.geohash import geohash_cells
 from sostenuto.ops.great_circle import NUM_DISTANCE_OCTAVES, distance_octaves, great_circle_km
 from sostenuto.ops.local_time import HOURS, WEEKDAYS, ZoneTable, day_of_week, hour_of_day, to_local_ms, zone_table
 from sostenuto.ops.request_masks import FIRST_WEEKEND_DAY
+from sostenuto.ops.table_rows import spread_rows
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec
 
@@ -55,18 +56,25 @@ class LocalClock(nn.Module):
 class TimeEncoder(nn.Module):
     """The sum of a row of the hour, one of the weekday and one of weekend or not: (N, dim)."""
 
+    hours: Tensor
+    days: Tensor
+    weekend_of: Tensor
+
     def __init__(self, dim: int, *, std: float = DEFAULT_STD) -> None:
         super().__init__()
+        days = torch.arange(WEEKDAYS)
+        self.register_buffer("hours", torch.arange(HOURS), persistent=False)
+        self.register_buffer("days", days, persistent=False)
+        self.register_buffer("weekend_of", FIRST_KNOWN + (days >= FIRST_WEEKEND_DAY).long(), persistent=False)
         self.hour = Table(FIRST_KNOWN + HOURS, dim, std=std)
         self.weekday = Table(FIRST_KNOWN + WEEKDAYS, dim, std=std)
         self.weekend = Table(FIRST_KNOWN + 2, dim, std=std)
 
     def forward(self, moment: LocalTime) -> Tensor:
-        """Return (N, dim)."""
-        weekend = (moment.weekday >= FIRST_WEEKEND_DAY).long()
-        hour, weekday = self.hour(FIRST_KNOWN + moment.hour), self.weekday(FIRST_KNOWN + moment.weekday)
-        rows: Tensor = hour + weekday + self.weekend(FIRST_KNOWN + weekend)
-        return rows
+        """Return (N, dim); the 168 hours of a week are made once and spread."""
+        days = self.weekday(FIRST_KNOWN + self.days) + self.weekend(self.weekend_of)
+        week = days[:, None] + self.hour(FIRST_KNOWN + self.hours)
+        return spread_rows(week.flatten(0, 1), moment.weekday * HOURS + moment.hour)
 
 
 class PlaceCells(nn.Module):
@@ -107,9 +115,9 @@ class PlaceCells(nn.Module):
         return np.concatenate([np.arange(FIRST_KNOWN), FIRST_KNOWN + index])
 
     @property
-    def num_levels(self) -> int:
-        """How many cells a place lies in."""
-        return len(self.sizes)
+    def num_places(self) -> int:
+        """Places, missing and unknown included."""
+        return int(self.cells.shape[0])
 
     def forward(self, place: Tensor) -> Tensor:
         """Return (N, levels) int64 cells of (N,) places."""

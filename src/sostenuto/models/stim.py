@@ -37,12 +37,12 @@ from sostenuto.layers.time_place import (
 )
 from sostenuto.layers.tower import Activation, Tower
 from sostenuto.ops.biased_attention import biased_attention
-from sostenuto.ops.jagged import Taken, interleave_rows, newest_moments, row_index, to_padded
+from sostenuto.ops.jagged import Taken, interleave_rows, newest_moments, offsets_to_lengths, row_index, to_padded
 from sostenuto.ops.local_time import HOURS, WEEKDAYS
 from sostenuto.ops.request_masks import before, same_cell, same_hour, same_part_of_week, same_weekday
 from sostenuto.ops.retention import age_in_days, log_retention, repetitions, strength_days
 from sostenuto.ops.selection import select_newest
-from sostenuto.ops.table_rows import spread_rows
+from sostenuto.ops.table_rows import distinct_values, spread_rows
 from sostenuto.ops.target_attention import Normalise
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
 from sostenuto.schema.errors import SpecError
@@ -208,10 +208,10 @@ class Asked(NamedTuple):
 
 
 class Alive(NamedTuple):
-    """What a mask holds."""
+    """What a mask holds, and how much of it is left."""
 
-    mask: Tensor  # (N,) bool
-    retained: Tensor  # (N,) ln R, without meaning outside the mask
+    held: Taken  # positions, oldest first in every row, and where rows start
+    retained: Tensor  # (M,) ln R of the held
 
 
 class DynamicMasks(nn.Module):
@@ -246,35 +246,44 @@ class DynamicMasks(nn.Module):
         return torch.stack(counts, 1)
 
     def forward(self, past: Moments, asked: Asked) -> list[Alive]:
-        """Return one mask per expert, in their order."""
+        """Return what each expert may see, in their order."""
         row = row_index(past.offsets)
         real = before(past.time_ms, asked.time_ms[row])
         return [self._alive(expert, at, past, asked, row, real) for at, expert in enumerate(self.experts)]
 
     def _alive(self, expert: Expert, at: int, past: Moments, asked: Asked, row: Tensor, real: Tensor) -> Alive:
         config = self.config
-        mask = real
-        if expert == "hour":
-            mask = real & same_hour(past.local.hour, asked.local.hour[row], config.hour_window)
-        elif expert == "week":
-            same = same_weekday if config.week_match == "weekday" else same_part_of_week
-            mask = real & same(past.local.weekday, asked.local.weekday[row])
-        elif expert == "place":
-            mask = real & same_cell(past.cell, asked.cell[row])
+        held = select_newest(self._structure(expert, past, asked, row, real), past.offsets, past.time_ms, None)
+        some, of = held.positions, row[held.positions]
         if expert == "global" or config.forgetting == "none":
-            return Alive(mask, past.time_ms.new_zeros(past.time_ms.shape, dtype=torch.float32))
+            return Alive(held, torch.zeros(some.shape, device=some.device))
         if expert in PERIOD_DAYS:
-            age = age_in_days(past.local.local_ms, asked.local.local_ms[row], PERIOD_DAYS[expert])
+            age = age_in_days(past.local.local_ms[some], asked.local.local_ms[of], PERIOD_DAYS[expert])
         else:
-            age = age_in_days(past.time_ms, asked.time_ms[row])
-        retained = self.retention(expert, age, past.repeated[:, at])
+            age = age_in_days(past.time_ms[some], asked.time_ms[of])
+        retained = self.retention(expert, age, past.repeated[some, at])
         least = FORGOTTEN
         if config.forgetting == "hard":
             least = math.log(config.recent_threshold if expert == "recent" else config.periodic_threshold)
-        alive = retained.detach() >= least
+        left = retained.detach() >= least
         if expert == "recent":
-            alive[newest_moments(past.offsets, past.time_ms, config.recent_at_least).positions] = True
-        return Alive(mask & alive, retained if config.forgetting == "soft" else torch.zeros_like(retained))
+            left[newest_moments(held.offsets, past.time_ms[some], config.recent_at_least).positions] = True
+        kept = select_newest(left, held.offsets, past.time_ms[some], None)
+        held = Taken(some[kept.positions], kept.offsets)
+        if config.forgetting == "hard":
+            return Alive(held, torch.zeros(held.positions.shape, device=some.device))
+        return Alive(held, retained.index_select(0, kept.positions))
+
+    def _structure(self, expert: Expert, past: Moments, asked: Asked, row: Tensor, real: Tensor) -> Tensor:
+        """Return the (N,) hard part of a mask."""
+        if expert == "hour":
+            return real & same_hour(past.local.hour, asked.local.hour[row], self.config.hour_window)
+        if expert == "week":
+            same = same_weekday if self.config.week_match == "weekday" else same_part_of_week
+            return real & same(past.local.weekday, asked.local.weekday[row])
+        if expert == "place":
+            return real & same_cell(past.cell, asked.cell[row])
+        return real
 
 
 class MaskedExpert(nn.Module):
@@ -306,31 +315,24 @@ class MaskedExpert(nn.Module):
         Args:
             query: (Nc, width) candidates as behaviours of now and here.
             query_offsets: (B + 1,) int64.
-            vectors: (N, width) all behaviours.
+            vectors: (N + 1, width) all behaviours, and zeros for the null behaviour.
             taken: those to attend over; rows are requests.
             bias: (M,) added to their scores.
         """
-        found = spread_rows(vectors, taken.positions)
-        place, offsets = _with_null(taken.offsets)
-        key = F.normalize(self.key(found), dim=1)
-        value = torch.cat([self.value(found), found.new_ones(found.shape[0], 1)], 1)
-        rows = offsets.shape[0] - 1
+        rows, null = taken.offsets.shape[0] - 1, vectors.shape[0] - 1
+        place, offsets = interleave_rows(taken.offsets, torch.arange(rows + 1, device=taken.offsets.device))
+        position = torch.cat([taken.positions, taken.positions.new_full((rows,), null)])[place]
+        found = spread_rows(vectors, position)
         read = biased_attention(
             F.normalize(self.query(query), dim=1) * self.gain.exp(),
             query_offsets,
-            torch.cat([key, key.new_zeros(rows, key.shape[1])])[place],
+            F.normalize(self.key(found), dim=1),
             offsets,
-            torch.cat([value, value.new_zeros(rows, value.shape[1])])[place],
-            torch.cat([bias, self.null.expand(rows)])[place],
+            torch.cat([self.value(found), (position < null).float()[:, None]], 1),
+            torch.cat([bias, self.null.expand(rows)]).index_select(0, place),
         )
-        seen = read[:, :-1]
-        result: Tensor = self.units(torch.cat([read, query, seen * query], 1))
+        result: Tensor = self.units(torch.cat([read, query, read[:, :-1] * query], 1))
         return result
-
-
-def _with_null(offsets: Tensor) -> Taken:
-    """Say how to put one row more, of those that stand behind all others, at the end of each row."""
-    return interleave_rows(offsets, torch.arange(offsets.shape[0], device=offsets.device))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -493,7 +495,9 @@ class STIM(nn.Module):
     def _vectors(self, histories: History, distinct: DistinctItems, local: LocalTime) -> Tensor:
         vectors: Tensor = spread_rows(self.item_part(distinct.key), distinct.place) + self.time_part(local)
         if self.place_part is not None:
-            vectors = vectors + self.place_part(self.cells(histories.place))
+            places = distinct_values(histories.place, self.cells.num_places)
+            rows = self.place_part(self.cells(histories.place[places.first]))
+            vectors = vectors + spread_rows(rows, places.place)
         if self.side_part is not None:
             vectors = vectors + self.side_part(self.histories.side_features(histories))
         return vectors
@@ -570,29 +574,33 @@ class STIM(nn.Module):
             logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
         return RankerOutput(logits=logits, aux_losses=losses)
 
-    def attended(self, alive: Alive, state: STIMState) -> tuple[Taken, Tensor]:
+    def attended(self, alive: Alive, state: STIMState) -> Alive:
         """Return which behaviours an expert attends over, and what is added to their scores.
 
         Masks follow from time and place of the request alone, so this is done once for all its candidates, whose cost
         then follows what is kept and not the length of the history.
         """
-        if self.config.gathered:
-            taken = select_newest(alive.mask, state.offsets, state.time_ms, self.config.kept)
-            return taken, alive.retained[taken.positions]
-        every = torch.arange(state.time_ms.shape[0], device=state.time_ms.device)
-        return Taken(every, state.offsets), alive.retained.masked_fill(~alive.mask, OUT)
+        held, retained = alive
+        if not self.config.gathered:
+            every = torch.arange(state.time_ms.shape[0], device=state.time_ms.device)
+            scores = torch.full(every.shape, OUT, device=every.device).index_put((held.positions,), retained)
+            return Alive(Taken(every, state.offsets), scores)
+        if self.config.kept is None:
+            return alive
+        kept = newest_moments(held.offsets, state.time_ms[held.positions], self.config.kept)
+        return Alive(Taken(held.positions[kept.positions], kept.offsets), retained.index_select(0, kept.positions))
 
     def mixed(self, state: STIMState, candidates: Candidates, context: Context, query: Tensor, asked: Tensor) -> Mixed:
         """Let the experts read, and mix them by the gate."""
-        row, rows = row_index(state.offsets), state.offsets.shape[0] - 1
+        rows = state.offsets.shape[0] - 1
+        vectors = F.pad(state.vectors, (0, 0, 0, 1))
         outputs, counts, freshest = [], [], []
         for alive, expert in zip(self.alive(state, context), self.attend, strict=True):
             taken, bias = self.attended(alive, state)
-            outputs.append(expert(query, candidates.offsets, state.vectors, taken, bias))
-            held = row[alive.mask]
-            counts.append(torch.bincount(held, minlength=rows))
-            left = alive.retained.detach()[alive.mask].exp()
-            freshest.append(left.new_zeros(rows).scatter_reduce(0, held, left, "amax"))
+            outputs.append(expert(query, candidates.offsets, vectors, taken, bias))
+            counts.append(offsets_to_lengths(alive.held.offsets))
+            left, row = alive.retained.detach().exp(), row_index(alive.held.offsets)
+            freshest.append(left.new_zeros(rows).scatter_reduce(0, row, left, "amax"))
         count = torch.stack(counts, 1)
         stats = torch.cat([torch.log1p(count.float()), torch.stack(freshest, 1), (count == 0).float()], 1)
         request = candidates.row
