@@ -40,7 +40,7 @@ class CrossAttention(nn.Module):
         """Return (B, Q, D); zeros where a row of `mask` (B, L) holds nothing."""
 
         def split(values: Tensor) -> Tensor:
-            return values.view(*values.shape[:2], self.heads, -1).transpose(1, 2)
+            return values.view(*values.shape[:2], self.heads, values.shape[2] // self.heads).transpose(1, 2)
 
         found = masked_attention(split(self.query(queries)), split(self.key(vectors)), split(self.value(vectors)), mask)
         out: Tensor = self.out(found.transpose(1, 2).flatten(2))
