@@ -48,7 +48,7 @@ LOCATED = view_of(
     match=True,
 )
 SMALL = {"item_dim": 6, "category_dim": 3, "field_dim": 3, "width": 8, "attention_units": (8,), "tower_units": (8,)}
-DENSE = {"interests": 2, "interest_depth": 1, "recent_at_least": 2, "gate_top_k": None}
+DENSE = {"interests": 2, "interest_depth": 1, "recent_at_least": 2}
 
 
 def stim(seed=0, spec=SPEC, **changes):
@@ -73,6 +73,7 @@ VARIANTS = {
     "one expert": {"experts": ("week",), "week_match": "weekend"},
     "newest 3": {"kept": 3, "short_recent": 3, "interest_recent": 3},
     "ungathered": {"kept": None, "gathered": False},
+    "two experts": {"gate_top_k": 2},
     "uniform gate": {"gate": "uniform"},
     "no interests": {"interests": 0},
     "shallow": {"interest_levels": "shallow"},
@@ -301,7 +302,7 @@ def expert_outputs(ranker, state, batch, vectors):
 
 @pytest.mark.parametrize("path", [{"kept": 100}, {"kept": None, "gathered": False}], ids=["gathered", "full"])
 def test_5_what_a_mask_leaves_out_has_no_influence_on_its_expert(path):
-    ranker, batch = stim(**path, gate_top_k=None), make_batch(SPEC, [(12, 3), (7, 2)], 6)
+    ranker, batch = stim(**path), make_batch(SPEC, [(12, 3), (7, 2)], 6)
     with torch.no_grad():
         state = ranker.encode(batch.histories)
         before = expert_outputs(ranker, state, batch, state.vectors)

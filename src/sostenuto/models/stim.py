@@ -55,6 +55,7 @@ FORGETTING = ("soft", "hard", "none")
 FORGOTTEN = math.log(1e-4)  # ln R below which the soft curve leaves a behaviour out: it could weigh next to nothing
 PERIOD_DAYS = {"hour": 1, "week": 7}  # whose ages go by whole periods
 OUT = -1e9  # added to the score of what a mask leaves out: its weight is 0 beside the null behaviour
+GAIN, NULL = 5.0, 4.0  # at the start: one behaviour of the same kind weighs what the null behaviour does
 NUM_STATS = 3  # per expert, for the gate
 
 
@@ -84,7 +85,7 @@ class STIMConfig:
     kept: int | None = 100  # M, newest behaviours per mask that experts attend over, whole moments; None = all
     gathered: bool = True  # attend over what a mask holds; False attends over everything with masked scores
     gate: Literal["query", "uniform"] = "query"
-    gate_top_k: int | None = 2  # experts let in at most; None = all
+    gate_top_k: int | None = None  # experts let in at most; None = all, which ranked better than 2 of 4
     interests: int = 4  # K, learned interests of the newest behaviours; 0 leaves the unit out
     interest_depth: int = 2  # D_l, blocks that deepen the behaviours' semantics
     interest_levels: Literal["both", "shallow", "deep"] = "both"
@@ -303,8 +304,8 @@ class MaskedExpert(nn.Module):
         with torch.no_grad():
             self.query.weight.copy_(self.key.weight)
         self.value = xavier_linear(width, width, bias=False)
-        self.gain = nn.Parameter(torch.tensor(math.log(4.0)))
-        self.null = nn.Parameter(torch.tensor(2.0))
+        self.gain = nn.Parameter(torch.tensor(math.log(GAIN)))
+        self.null = nn.Parameter(torch.tensor(NULL))
         self.units = nn.Sequential(
             xavier_linear(3 * width + 1, width), nn.PReLU(width, init=0.1), xavier_linear(width, width)
         )

@@ -65,9 +65,9 @@ def stim_uniform_gate() -> RunConfig:
     return _changed("uniform_gate", gate="uniform")
 
 
-def stim_all_experts() -> RunConfig:
-    """Let the gate mix all experts instead of the two it prefers."""
-    return _changed("all_experts", gate_top_k=None)
+def stim_top_2() -> RunConfig:
+    """Let the gate mix the two experts it prefers instead of all."""
+    return _changed("top_2", gate_top_k=2)
 
 
 def stim_no_interests() -> RunConfig:
@@ -95,7 +95,7 @@ STIM_ROWS = (
     stim_no_week,
     stim_no_place,
     stim_uniform_gate,
-    stim_all_experts,
+    stim_top_2,
     stim_no_interests,
     stim_shallow,
     stim_deep,

@@ -16,6 +16,7 @@ TERMS = (
 )
 FIRST_MONDAY = datetime.datetime(2012, 4, 2, tzinfo=datetime.UTC)  # the collection began in April 2012
 WEEK_HOURS = 168
+SPELT = {"kuala-lumpur": "kualalampur", "sao-paulo": "saopaulo"}  # as the published files spell them
 EVENTS = {"kuala-lumpur": 526_405, "sao-paulo": 249_839}
 USERS = {"kuala-lumpur": 6_378, "sao-paulo": 3_842}
 ITEMS = {"kuala-lumpur": 10_817, "sao-paulo": 6_286}
@@ -62,7 +63,7 @@ def _build(city: str) -> Callable[[Path, Path], DataSpec]:
 
 
 def _file(city: str) -> str:
-    return f"{city.replace('-', '')}_checkins.parquet"
+    return f"{SPELT[city]}_checkins.parquet"
 
 
 def _source(city: str, title: str) -> Source:
