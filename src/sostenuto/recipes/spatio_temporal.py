@@ -101,4 +101,19 @@ STIM_ROWS = (
     stim_deep,
 )
 
-__all__ = ["STIM_ROWS", *(recipe.__name__ for recipe in STIM_ROWS)]
+__all__ = [
+    "STIM_ROWS",
+    "stim",
+    "stim_deep",
+    "stim_hard",
+    "stim_no_forgetting",
+    "stim_no_hour",
+    "stim_no_interests",
+    "stim_no_match",
+    "stim_no_place",
+    "stim_no_reinforcement",
+    "stim_no_week",
+    "stim_shallow",
+    "stim_top_2",
+    "stim_uniform_gate",
+]
