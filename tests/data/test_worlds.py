@@ -15,6 +15,7 @@ from sostenuto.data.prepared import Array, PreparedData
 from sostenuto.data.spec import load_spec
 from sostenuto.data.worlds import (
     CANDIDATES,
+    HABIT_LEAST,
     LOYALTY,
     NEWEST,
     WORLDS,
@@ -151,6 +152,35 @@ def test_last_action_is_seen_by_the_last_action_and_not_by_counts_or_recency() -
         assert kind_auc(log, blind, 300) < seen - 0.1
     # telling apart the kinds that were bought last among those that were met at all needs the order of actions
     assert kind_auc(log, lambda rows, _: log.event_action[rows] - 0.5, 300) < seen - 0.05
+
+
+def test_habits_are_three_structures_that_old_behaviours_tell() -> None:
+    log = world_log("habits", events=24_000, seed=1)
+    assert np.bincount(log.part.ravel()).min() > 0.15 * log.part.size
+    edges = np.searchsorted(log.event_user, np.arange(log.num_users + 1))
+    assert np.diff(edges).min() >= HABIT_LEAST
+    shown = log.item_kind[log.candidate_item]
+    scores = {name: np.zeros(shown.shape) for name in ("newest", "weekday", "place")}
+    for r in range(len(shown)):
+        rows = np.arange(edges[log.request_user[r]], edges[log.request_user[r] + 1])
+        rows = rows[log.event_time_ms[rows] < log.request_time_ms[r]]
+        gap = log.event_time_ms[rows] // DAY_MS - log.request_time_ms[r] // DAY_MS
+        chosen = {
+            "newest": rows[-NEWEST:],
+            "weekday": rows[gap % 7 == 0],
+            "place": rows[log.event_place[rows] == log.request_place[r]],
+        }
+        for name, some in chosen.items():
+            scores[name][r] = (log.item_kind[log.event_item[some]][None] == shown[r][:, None]).mean(1)
+    probability = 1 / (1 + np.exp(-log.logit.astype(np.float64)))
+
+    def part(name: str, number: int) -> float:
+        return expected_auc(probability[log.part == number], scores[name][log.part == number])
+
+    # each structure by its own behaviours; the newest show the taste and little of the habits
+    assert part("newest", 1) > 0.75
+    assert part("weekday", 2) > part("newest", 2) + 0.1
+    assert part("place", 3) > part("newest", 3) + 0.1
 
 
 def test_action_taste_is_seen_by_action() -> None:

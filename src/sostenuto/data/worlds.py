@@ -48,7 +48,9 @@ LIKED, OTHER = 0.8, 0.1  # probability of label 1
 CANDIDATES = 8  # per request
 LIKED_SHARE, DECOY_SHARE = 0.3, 0.3  # of the candidates; the rest are any item
 NEWEST = 50  # T of long_range: the newest T events of a user say nothing
-PERIOD_DAYS = 60  # length of one taste in drift
+PERIOD_DAYS = 60  # length of one taste in drift and habits
+HABIT_EVENTS, HABIT_LEAST = 600, 300  # of a user of habits, on average and at least
+HABIT_SHARES = (0.7, 0.15, 0.15)  # of the loyal events of habits: drifting taste, habit of the weekday, of the place
 START = datetime.datetime(2023, 1, 2, tzinfo=datetime.UTC)  # a Monday
 DAYS = 364
 DAY_S = 86_400
@@ -85,6 +87,15 @@ WORLDS: dict[str, World] = {
             title="A kind is liked while the user's last event of it was a purchase",
             seen_by="which action came last for a kind",
             favourites=6,
+        ),
+        World(
+            name="habits",
+            title=(
+                f"A taste that changes every {PERIOD_DAYS} days fills the newest behaviours; beside it a kind for each "
+                f"weekday and one for each of {OWN_PLACES} own places; those of other days, places and times are decoys"
+            ),
+            seen_by="recency, weekday and place of old behaviours, and of the request",
+            favourites=7 + OWN_PLACES + DAYS // PERIOD_DAYS + 2,
         ),
         World(
             name="long_range",
@@ -137,6 +148,7 @@ class WorldLog:
     candidate_item: Array  # (R, CANDIDATES) int32
     logit: Array  # (R, CANDIDATES) float32, the truth
     label: Array  # (R, CANDIDATES) float32
+    part: Array  # (R, CANDIDATES) int8, habits: drawn for the taste (1), the weekday (2), the place (3), nothing (0)
 
     @property
     def item_group(self) -> Array:
@@ -191,6 +203,17 @@ class _Taste:
         return rank
 
 
+def _habits(taste: _Taste, user: Array, time_s: Array, own_place: Array) -> Array:
+    """Return (N, 3) numbers of the favourites of habits that rule: by taste, by weekday, by place."""
+    drifting = 7 + OWN_PLACES + (time_s + taste.phase_s[user]) // (PERIOD_DAYS * DAY_S)
+    return np.stack([drifting, (time_s // DAY_S) % 7, 7 + own_place], axis=1)
+
+
+def _habit_part(rank: Array) -> Array:
+    """Return which part of habits a favourite belongs to: 1 taste, 2 weekday, 3 place."""
+    return np.where(rank < 7, 2, np.where(rank < 7 + OWN_PLACES, 3, 1))
+
+
 def _current(name: str, taste: _Taste, user: Array, time_s: Array, own_place: Array, pick: Array) -> Array:
     """Return the number of the favourite that rules at each moment; `pick` in [0, 1) chooses among equals."""
     if name == "drift":
@@ -199,6 +222,8 @@ def _current(name: str, taste: _Taste, user: Array, time_s: Array, own_place: Ar
         return (time_s // DAY_S) % 7
     if name == "place_habit":
         return own_place
+    if name == "habits":
+        return _habits(taste, user, time_s, own_place)[np.arange(len(user)), (pick * 3).astype(np.int64)]
     equals = {"action_taste": 3, "last_action": 6, "several_interests": 4}.get(name, 3)
     return (pick * equals).astype(np.int64)
 
@@ -231,7 +256,7 @@ def world_log(
     Args:
         name:     one of `WORLDS`.
         events:   behaviours, 1e3 to 1e7.
-        users:    default: one per 100 events (long_range: 200).
+        users:    default: one per 100 events (long_range: 200, habits: 600).
         items:    default: one per 50 events, between 410 and 100,000.
         requests: exposures of `CANDIDATES` items; default: one per 10 events, between 400 and 100,000.
         seed:     the same seed gives the same world.
@@ -240,8 +265,9 @@ def world_log(
     """
     if name not in WORLDS:
         raise SpecError(f"world must be one of {', '.join(WORLDS)}, got {name!r}.{did_you_mean(name, WORLDS)}")
-    least = 2 * NEWEST if name == "long_range" else 2
-    users = max(events // (4 * NEWEST if name == "long_range" else 100), 2) if users is None else users
+    least = {"long_range": 2 * NEWEST, "habits": HABIT_LEAST}.get(name, 2)
+    each = {"long_range": 4 * NEWEST, "habits": HABIT_EVENTS}.get(name, 100)
+    users = max(events // each, 2) if users is None else users
     items = min(max(events // 50, 10 * KINDS), 100_000) if items is None else items
     requests = min(max(events // 10, 400), 100_000) if requests is None else requests
     if users < 1 or events < least * users:
@@ -271,7 +297,10 @@ def world_log(
     span = int(DAYS * DAY_S * (0.8 if name == "long_range" else 1.0))
     time_s = np.sort((user << 32) | rng.integers(0, span, events)) & 0xFFFFFFFF
     own = rng.integers(0, OWN_PLACES, events)
-    rank = _current(name, taste, user, time_s, own, rng.random(events))
+    pick = rng.random(events)
+    if name == "habits":  # what happens is mostly taste, what is asked about is all three alike
+        pick = np.interp(pick, np.cumsum((0.0, *HABIT_SHARES)), np.arange(4) / 3)
+    rank = _current(name, taste, user, time_s, own, pick)
     bought = rng.random(events) < 0.5
     if name == "action_taste":  # as many kinds only viewed as bought, met just as often
         rank = np.where(bought, rank, rank + 3)
@@ -301,6 +330,12 @@ def world_log(
     is_liked = _is_liked(name, taste, who_c, liked, shown).reshape(cell)
     if last is not None:
         is_liked = (last.before(who_c, at_c, shown) == 1).reshape(cell)
+    part = np.zeros(cell, np.int8)
+    if name == "habits":
+        kinds = [taste.kind(who_c, ruling) for ruling in _habits(taste, who_c, at_c, here_c).T]
+        is_liked = np.any([k == item_kind[item].ravel() for k in kinds], axis=0).reshape(cell)
+        planted = (role < LIKED_SHARE) | ((role < LIKED_SHARE + DECOY_SHARE) & (decoy >= 0))
+        part = np.where(planted, _habit_part(liked), 0).reshape(cell).astype(np.int8)
     probability = np.where(is_liked, LIKED, OTHER)
     if name == "noise":
         probability = np.full(cell, 0.3)
@@ -323,6 +358,7 @@ def world_log(
         candidate_item=item.astype(np.int32),
         logit=np.log(probability / (1 - probability)).astype(np.float32),
         label=(rng.random(cell) < probability).astype(np.float32),
+        part=part,
     )
 
 
@@ -331,6 +367,14 @@ def _decoys(name: str, taste: _Taste, user: Array, liked: Array, centres: Array,
     n = len(user)
     if name == "drift":  # a former taste
         return np.where(liked > 0, taste.kind(user, (rng.random(n) * np.maximum(liked, 1)).astype(np.int64)), -1)
+    if name == "habits":  # another day's, another place's, or a former taste
+        other = np.where(liked < 7, (liked + rng.integers(1, 7, n)) % 7, -1)
+        place = 7 + (liked - 7 + rng.integers(1, OWN_PLACES, n)) % OWN_PLACES
+        other = np.where((liked >= 7) & (liked < 7 + OWN_PLACES), place, other)
+        first = 7 + OWN_PLACES
+        former = first + (rng.random(n) * np.maximum(liked - first, 1)).astype(np.int64)
+        other = np.where(liked > first, former, other)
+        return np.where(other >= 0, taste.kind(user, other), -1)
     if name in {"weekly_habit", "place_habit"}:  # the taste of another day or place
         count = WORLDS[name].favourites
         return taste.kind(user, (liked + rng.integers(1, count, n)) % count)
@@ -369,7 +413,7 @@ class _LastActions:
         """Return one of the user's favourites that was bought last, and the kind of one only viewed last; or any."""
         count = WORLDS["last_action"].favourites
         ranks = np.arange(count)
-        last = np.stack([self.before(user, time_s, taste.kind(user, j)) for j in ranks], 1)
+        last = np.stack([self.before(user, time_s, taste.kind(user, int(j))) for j in ranks], 1)
         chance = rng.random((2, len(user), count))
         liked = (chance[0] + (last == 1)).argmax(1)
         viewed = (chance[1] + (last == 0)).argmax(1)
@@ -545,7 +589,7 @@ def world_prepared(
     """Write a world straight into a prepared folder, without the way through files and `prepare`.
 
     Requests are split by time: the first 60 % train, then 20 % validation, 20 % test. `truth/<split>.npy` holds the
-    true logit of every candidate, aligned with the split's flat candidates.
+    true logit of every candidate, aligned with the split's flat candidates; of habits also `<split>.part.npy`.
 
     Args:
         name:     one of `WORLDS`.
@@ -628,6 +672,8 @@ def world_prepared(
             ),
         )
         truth[split] = log.logit[begin:end].ravel()
+        if name == "habits":
+            truth[f"{split}.part"] = log.part[begin:end].ravel()
         counts[f"requests_{split}"] = end - begin
         if end > begin:
             spans[split] = (int(time_ms[0]), int(time_ms[-1]))

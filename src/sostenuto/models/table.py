@@ -242,6 +242,20 @@ _add(
         config="sostenuto.models.hstu:HSTUConfig",
     )
 )
+_add(
+    ModelEntry(
+        name="stim",
+        title="Spatio-temporal periodic interests with forgetting",
+        paper="Meituan 2025, arXiv:2508.02451; our realisation of the abstract",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.stim:STIM",
+        config="sostenuto.models.stim:STIMConfig",
+    )
+)
 
 
 def entry_of(name: str) -> ModelEntry:
