@@ -25,11 +25,19 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
+SHORT_SLICES = 64  # mean length below which one gather is quicker than many slices
+
+
 def joined_slices(array: Array, start: Array, end: Array) -> Array:
     """Return array[start[0]:end[0]], array[start[1]:end[1]], ... one after another."""
     array = np.asarray(array)  # slices of a memory map itself are slow to make
     if not len(start):
         return array[:0]
+    lengths = np.asarray(end) - start
+    total = int(lengths.sum())
+    if total < SHORT_SLICES * len(start):
+        first = np.asarray(start) - (np.cumsum(lengths) - lengths)
+        return array[np.repeat(first, lengths) + np.arange(total)]
     return np.concatenate([array[a:b] for a, b in zip(start.tolist(), end.tolist(), strict=True)])
 
 
@@ -129,7 +137,7 @@ class Collator:
             timeline:  (R,) int64 0 .. U - 1, never decreasing: requests of one timeline are of one user.
             start:     (U,) int64 how many of the user's oldest behaviours each timeline leaves out.
             negatives: items that all requests are held against; then candidates are the targets (label 1) alone, and
-                       carry no match features.
+                       carry neither match features nor popularity.
             windows:   rows of the log that are targets of each request.
         """
         timeline, start = np.asarray(timeline, np.int64), np.asarray(start, np.int64)
@@ -144,15 +152,17 @@ class Collator:
         if negatives is not None:
             asked |= _targets(asked)
         past, columns = self._history(offsets, history, event_fields)
-        ends = offsets[timeline] + prefix
-        seen = np.concatenate([np.arange(a, z) for a, z in zip((ends - prefix).tolist(), ends.tolist(), strict=True)])
-        reads = _Reads(offsets=_offsets(prefix), positions=seen, columns=columns)
+        reads = None
+        if negatives is None:
+            ends = offsets[timeline] + prefix
+            seen = [np.arange(a, z) for a, z in zip((ends - prefix).tolist(), ends.tolist(), strict=True)]
+            reads = _Reads(offsets=_offsets(prefix), positions=np.concatenate(seen), columns=columns)
         return SequenceBatch(
             histories=past,
             row=_tensor(timeline),
             prefix=_tensor(prefix),
-            candidates=self._candidates(asked, None if negatives is not None else reads),
-            negatives=None if negatives is None else self._bare(negatives.item, np.array([0, len(negatives.item)])),
+            candidates=self._candidates(asked, reads),
+            negatives=None if negatives is None else self.items(negatives.item),
             log_q=None if negatives is None or negatives.log_q is None else _tensor(negatives.log_q),
             pool=None if negatives is None or negatives.pool is None else _tensor(negatives.pool),
             future=None if windows is None else self._future(windows),
@@ -256,12 +266,16 @@ class Collator:
         return tensors, _Columns(item=item, category=category, fields=fields, time_ms=history["time_ms"])
 
     def _candidates(self, asked: Mapping[str, Any], reads: _Reads | None) -> Candidates:
-        """Return candidates with item fields, popularity, and match features of what their requests may read."""
+        """Return candidates with item fields, popularity, and match features of what their requests may read.
+
+        Without `reads` they are targets of a search, which knows an item by itself: neither popularity nor match.
+        """
         offsets, time_ms = asked["candidate_offsets"], asked["time_ms"]
         item = np.asarray(asked["item"], np.int64)
         row = np.repeat(np.arange(len(time_ms)), np.diff(offsets))
         fields = dict(asked["candidate_fields"]) | self._of_items(item)
-        fields |= self._popularity.features(item, row, time_ms, asked["place"])
+        if reads is not None:
+            fields |= self._popularity.features(item, row, time_ms, asked["place"])
         category = np.take(self._category, item, axis=0)
         match = np.zeros((len(item), 0), np.float32)
         if self.features.match and reads is not None:
@@ -280,9 +294,10 @@ class Collator:
             fields={name: _tensor(column) for name, column in fields.items()},
         )
 
-    def _bare(self, item: Array, offsets: Array) -> Candidates:
-        """Return items without what only a request for them gives: match and popularity features, shown fields."""
+    def items(self, item: Array, offsets: Array | None = None) -> Candidates:
+        """Return items that no request shows, as one row or in rows: without what only a request gives them."""
         item = np.asarray(item, np.int64)
+        offsets = np.array([0, len(item)]) if offsets is None else offsets
         return Candidates(
             offsets=_tensor(offsets),
             item=_tensor(item),
@@ -294,7 +309,7 @@ class Collator:
     def _future(self, rows: WindowRows) -> FutureWindow:
         behaviours = self.data.behaviours
         return FutureWindow(
-            items=self._bare(np.asarray(behaviours.item)[rows.position], rows.offsets),
+            items=self.items(np.asarray(behaviours.item)[rows.position], rows.offsets),
             step=_tensor(rows.step),
             action=_tensor(np.asarray(behaviours.action)[rows.position]),
         )

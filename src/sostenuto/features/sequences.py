@@ -44,15 +44,16 @@ def timelines(user: Array, prefix: Array, low: Array, time_ms: Array, view: Hist
         first = np.concatenate(([True], user[1:] != user[:-1])) if len(user) else np.zeros(0, bool)
         return np.cumsum(first) - 1, np.zeros(int(first.sum()), np.int64)
     half = replace(view, recent=max(1, view.recent // 2))
-    row = np.zeros(len(user), np.int64)
-    starts: list[int] = []
-    for r in range(len(user)):
-        fits = r > 0 and user[r] == user[r - 1] and prefix[r] - starts[-1] <= view.recent
-        if not fits:
+    opens = np.concatenate(([True], user[1:] != user[:-1])) if len(user) else np.zeros(0, bool)
+    start = np.zeros(len(user), np.int64)  # of the timeline that a request opens
+    newest = 0  # start of the timeline at hand
+    for r in np.flatnonzero(prefix > view.recent).tolist():
+        newest = 0 if r == 0 or user[r] != user[r - 1] or prefix[r - 1] <= view.recent else newest
+        if opens[r] or prefix[r] - newest > view.recent:
             begin, end = int(low[r]), int(low[r] + prefix[r])
-            starts.append(0 if prefix[r] <= view.recent else half.start(time_ms, begin, end) - begin)
-        row[r] = len(starts) - 1
-    return row, np.array(starts, np.int64)
+            newest = half.start(time_ms, begin, end) - begin
+            opens[r], start[r] = True, newest
+    return np.cumsum(opens) - 1, start[opens]
 
 
 class SequenceLoader:

@@ -246,27 +246,35 @@ class PriorHeads(nn.Module):
 
     def score(self, state: PriorHeadsState, candidates: Candidates, context: Context) -> RankerOutput:
         """Return the best of what the open heads say of each candidate, or the mean of it."""
-        scores = self.head_scores(state, candidates, context)
+        return RankerOutput(logits=self._merged(self.head_scores(state, candidates, context), 1))
+
+    def _merged(self, scores: Tensor, dim: int) -> Tensor:
+        """Reduce the axis of heads."""
         if self.steering.merge == "combine":
-            logits = scores.amax(1)
-        else:
-            allowed = scores.isfinite()
-            logits = scores.masked_fill(~allowed, 0.0).sum(1) / allowed.sum(1).clamp(min=1)
-            logits = logits.masked_fill(~allowed.any(1), -torch.inf)
-        return RankerOutput(logits=logits.clamp(min=REFUSED))
+            return scores.amax(dim).clamp(min=REFUSED)
+        allowed = scores.isfinite()
+        mean = scores.masked_fill(~allowed, 0.0).sum(dim) / allowed.sum(dim).clamp(min=1)
+        return torch.where(allowed.any(dim), mean, REFUSED)
 
     def sources(self, state: PriorHeadsState, candidates: Candidates, context: Context) -> Tensor:
         """Return (N,) the head that speaks loudest for each candidate, -1 where none may: why it is recommended."""
         best = self.head_scores(state, candidates, context).max(1)
         return torch.where(best.values.isfinite(), best.indices, -1)
 
-    def recommend(self, state: PriorHeadsState, catalogue: Candidates, context: Context, *, k: int) -> Merged:
-        """Return the top `k` of a catalogue for each user, by a search per head; `catalogue` is one row of I items."""
+    def catalogue_scores(self, state: PriorHeadsState, catalogue: Candidates, context: Context) -> Tensor:
+        """Return (B, I): the logits that `score` gives every item of a catalogue, which is one row of I items."""
+        scores = self._catalogue_heads(state, catalogue, context)
+        return self._merged(scores, 1)
+
+    def _catalogue_heads(self, state: PriorHeadsState, catalogue: Candidates, context: Context) -> Tensor:
+        """Return (B, heads, I) what every head says of every item, -inf where it may not propose it."""
         vectors, offset = self.read(state, context)
         scores = torch.einsum("bhd,id->bhi", vectors, self._targets(catalogue)) + offset[:, :, None]
-        if self.steering.masks:
-            scores = scores.masked_fill(~self._proposes(catalogue.item).T, -torch.inf)
-        return merge_heads(scores, k)
+        return scores.masked_fill(~self._proposes(catalogue.item).T, -torch.inf) if self.steering.masks else scores
+
+    def recommend(self, state: PriorHeadsState, catalogue: Candidates, context: Context, *, k: int) -> Merged:
+        """Return the top `k` of a catalogue for each user, by a search per head; `catalogue` is one row of I items."""
+        return merge_heads(self._catalogue_heads(state, catalogue, context), k)
 
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:
         """Score candidates against histories."""

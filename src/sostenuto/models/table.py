@@ -159,6 +159,20 @@ _add(
 )
 _add(
     ModelEntry(
+        name="sasrec",
+        title="Self-attentive sequential recommendation, sampled softmax",
+        paper="Kang and McAuley, ICDM 2018, arXiv:1808.09781",
+        kind="neural",
+        objective="next_item",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.models.sasrec:SASRec",
+        config="sostenuto.models.sasrec:SASRecConfig",
+    )
+)
+_add(
+    ModelEntry(
         name="prior_heads",
         title="Human-prior heads on a sequence backbone",
         paper="Meta AI, WWW 2026, arXiv:2511.10492",

@@ -27,6 +27,7 @@ from sostenuto.recipes.baselines import (
     trees_recent50,
 )
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
+from sostenuto.recipes.next_item import sasrec
 from sostenuto.schema.errors import SpecError, did_you_mean
 from sostenuto.training.config import RunConfig
 
@@ -54,6 +55,7 @@ RECIPES: dict[str, Recipe] = {
         sdim,
         sdim_recent50,
         sdim_no_match,
+        sasrec,
     )
 }
 

@@ -52,7 +52,10 @@ class TrainingConfig:
     evaluation_batch_requests: int = 32
     max_events: int = 524_288  # behaviours of one pass, and an eighth of its pairs; larger batches take several passes
     evaluations_per_epoch: int = 4  # on validation
-    patience: int = 4  # evaluations in a row without a better validation GAUC before the run stops; 0 = never
+    # what the weights are chosen and training is stopped by, on validation: GAUC by request over the protocol's lists,
+    # or, of models that search (next_item), a rank measure over the whole catalogue
+    metric: Literal["gauc", "ndcg@10", "recall@10"] = "gauc"
+    patience: int = 4  # evaluations in a row without a better value of it before the run stops; 0 = never
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in training; see docs/performance.md
     steps: int | None = None  # stop after so many steps even inside the budget's epochs
     save_every_s: float = 120.0  # wall-clock seconds between saves for resuming, beside those at evaluations

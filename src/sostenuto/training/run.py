@@ -142,7 +142,7 @@ class _Run:
 
     def validate(self, ranker: Any) -> tuple[Validation, Predictions]:
         """Score the validation requests."""
-        return validate(ranker, self.valid, self.lists, self.device)
+        return validate(ranker, self.valid, self.lists, self.device, metric=self.config.training.metric)
 
 
 def _finite(value: Any) -> Any:
@@ -161,6 +161,11 @@ def _open(data: Path | PreparedData, out: Path, config: RunConfig, device: torch
             raise DataError(f"{split} must hold requests, {opened.folder} has none; prepare it with other split times")
     budget, training = config.budget, config.training
     entry = entry_of(config.model)
+    if training.metric != "gauc" and entry.objective not in {"next_item", "loss_along"}:
+        raise SpecError(
+            f"training.metric must be gauc for a model that does not search the catalogue, got {training.metric!r} for "
+            f"{config.model}; leave it out"
+        )
     rows = sample_rows(train, budget.train, budget.seed)
     priors = None
     if entry.kind == "neural" and objective_named(entry.objective).needs_window:

@@ -1,0 +1,37 @@
+"""Rankers that search a whole catalogue for the next item."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sostenuto.features.view import HistoryView
+from sostenuto.models.table import default_config
+from sostenuto.training.config import Budget, RunConfig, TrainingConfig
+
+
+def sasrec() -> RunConfig:
+    """Train SASRec with a sampled softmax, as the eSASRec study has it for the Amazon sets."""
+    return RunConfig(
+        name="sasrec",
+        model="sasrec",
+        model_config=dataclasses.replace(default_config("sasrec"), category_dim=0, field_dim=0),
+        view=HistoryView(recent=50, match=False),
+        training=TrainingConfig(
+            learning_rate=1e-3,
+            table_learning_rate=1e-3,
+            weight_decay=0.0,
+            table_decay=0.0,
+            schedule="linear",
+            weighting="candidate",
+            batch_requests=900,
+            negatives=512,
+            evaluation_batch_requests=256,
+            evaluations_per_epoch=1,
+            patience=10,
+            metric="ndcg@10",
+        ),
+        budget=Budget(name="next-item", valid=3_000, epochs=40),
+    )
+
+
+__all__ = ["sasrec"]
