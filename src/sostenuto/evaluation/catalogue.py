@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sostenuto.data.prepared import PreparedData, Requests
+from sostenuto.data.prepared import Requests
 from sostenuto.evaluation import coverage
 from sostenuto.evaluation.full_ranking import all_items_requests, labelled_truth, ranked_items, ranking_truth
 from sostenuto.evaluation.measures import OwnedTerms
@@ -194,6 +194,7 @@ def rank_catalogue(
     *,
     requests: int | None = None,
     rows: Array | None = None,
+    truth: Sequence[Array] | None = None,
     seed: int = 0,
     most: int = max(KS),
     exclude_seen: bool = False,
@@ -207,6 +208,7 @@ def rank_catalogue(
         split:        valid or test.
         requests:     at most so many, drawn by `seed`; None = all with a true item.
         rows:         these requests, in rising order, instead of a draw; those without a true item are left out.
+        truth:        true items of each of `rows`, where they are not what the split labels 1.
         seed:         of the draw.
         most:         largest k that can be measured afterwards.
         exclude_seen: leave out what the user met before; a true item among it then counts as a miss.
@@ -221,7 +223,7 @@ def rank_catalogue(
     asked = data.requests(split)
     if rows is None:
         rows, truth = ranking_truth(data, split, len(asked) if requests is None else requests, seed)
-    else:
+    elif truth is None:
         rows, truth = labelled_truth(data, split, rows)
     module: Any = ranker if isinstance(ranker, torch.nn.Module) else None
     was_training = bool(module is not None and module.training)

@@ -156,4 +156,12 @@ def full_ranking(
     }
 
 
-__all__ = ["KS", "all_items_requests", "full_ranking", "labelled_truth", "ranked_items", "ranking_truth", "score_all_items"]
+__all__ = [
+    "KS",
+    "all_items_requests",
+    "full_ranking",
+    "labelled_truth",
+    "ranked_items",
+    "ranking_truth",
+    "score_all_items",
+]

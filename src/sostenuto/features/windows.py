@@ -37,16 +37,19 @@ class FutureWindows:
         data:       prepared.
         moments:    P.
         per_moment: behaviours of one moment, at most.
+        whole_log:  True looks beyond training time: for evaluation only.
     """
 
-    def __init__(self, data: PreparedData, *, moments: int, per_moment: int) -> None:
+    def __init__(self, data: PreparedData, *, moments: int, per_moment: int, whole_log: bool = False) -> None:
         if moments < 1 or per_moment < 1:
             raise SpecError(f"a window must hold at least one moment of one behaviour, got {moments} of {per_moment}")
         self.moments, self.per_moment = moments, per_moment
         self._time_ms = data.behaviours.time_ms
         self._low = np.asarray(data.behaviours.offsets, np.int64)
-        lawful = np.concatenate(([0], np.cumsum(training_events(data))))
-        self._end = self._low[:-1] + lawful[self._low[1:]] - lawful[self._low[:-1]]  # times rise inside a user
+        self._end = self._low[1:]
+        if not whole_log:
+            lawful = np.concatenate(([0], np.cumsum(training_events(data))))
+            self._end = self._low[:-1] + lawful[self._low[1:]] - lawful[self._low[:-1]]  # times rise inside a user
 
     def of(self, user: Array, prefix: Array) -> WindowRows:
         """Return the windows of requests.
