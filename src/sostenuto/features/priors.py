@@ -70,12 +70,22 @@ def priors_of(data: PreparedData, config: PriorConfig) -> Priors:
     elif config.scramble == "all":
         items = np.ones_like(items)
     compatible = items[item] if held is None else held
-    return _tables(names, compatible.sum(0), items, actions, evidence)
+    known = np.arange(len(items)) < features.num_item_rows
+    known[:FIRST_KNOWN] = False
+    members = np.concatenate([items, np.ones((len(items), 1), bool)], 1) & known[:, None]
+    return _tables(names, compatible.sum(0), items, actions, evidence, members, config.anchors)
 
 
-def _tables(names: list[str], count: Array, items: Array, actions: Array, evidence: Array) -> Priors:
+def _tables(
+    names: list[str], count: Array, items: Array, actions: Array, evidence: Array, members: Array, anchors: int
+) -> Priors:
     import torch
 
+    generator = np.random.default_rng(SEED)
+    drawn = np.zeros((members.shape[1], anchors), np.int64)
+    for group, own in enumerate(members.T):
+        if own.any():
+            drawn[group] = generator.choice(np.flatnonzero(own), anchors)
     share = count / count.sum() if count.sum() else np.full(len(count), 1 / len(count))
     return Priors(
         names=tuple(names),
@@ -83,6 +93,8 @@ def _tables(names: list[str], count: Array, items: Array, actions: Array, eviden
         items=torch.from_numpy(np.ascontiguousarray(items)),
         actions=torch.from_numpy(np.ascontiguousarray(actions)),
         evidence=torch.from_numpy(evidence),
+        size=torch.from_numpy(members.sum(0).astype(np.float32)),
+        anchors=torch.from_numpy(drawn),
     )
 
 

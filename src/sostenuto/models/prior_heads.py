@@ -38,10 +38,15 @@ class Steering:
     A head's scores are raised or lowered as a whole, so that a candidate's score still depends on no other candidate.
     """
 
+    # `group`: a head's scores become log-probabilities among the items it may propose, so that heads can be compared
+    # (ours: a head that is held against its own group alone leaves open how high all its scores lie); `raw`: published
+    level: Literal["group", "raw"] = "group"
     masks: bool = True  # heads propose compatible items only, and user groups close the other groups' heads
     merge: Literal["combine", "average"] = "combine"  # the best head's score, or the mean of the open heads'
     given: tuple[int, ...] | None = None  # groups whose heads may speak; None = all. An action: "predict the purchase"
-    habit: float = 0.0  # times log of the group's share in the user's own history: > 0 accuracy, < 0 exploration. Ours
+    habit: float = (
+        1.0  # times log of the group's share in the user's own history: 1 accuracy, 0 and less diversity. Ours
+    )
     frequency: float = 0.0  # times log of the group's share in training: < 0 raises rare groups. Ours
     long_term: float = 0.0  # -1 .. 1 and beyond: raises heads of the far future against those of the near one. Ours
 
@@ -113,6 +118,9 @@ class PriorHeads(nn.Module):
     actions: Tensor
     evidence: Tensor
     share: Tensor
+    size: Tensor
+    anchor_item: Tensor
+    anchor_category: Tensor
     segment_of_head: Tensor
     group_of_head: Tensor
     horizon: Tensor
@@ -133,16 +141,29 @@ class PriorHeads(nn.Module):
         self.register_buffer("actions", torch.ones(features.num_actions, self.num_groups, dtype=torch.bool))
         self.register_buffer("evidence", torch.zeros(features.num_items, self.num_groups))
         self.register_buffer("share", torch.full((self.num_groups,), 1.0 / self.num_groups))
+        self.register_buffer("size", torch.ones(self.num_groups + 1))
+        count = (self.num_groups + 1) * config.prior.anchors
+        self.register_buffer("anchor_item", torch.zeros(count, dtype=torch.int64))
+        self.register_buffer("anchor_category", torch.zeros(count, len(features.categories), dtype=torch.int64))
+        self.anchor_fields = {f.name: f"anchor_field_{n}" for n, f in enumerate(features.item_fields)}
+        for f in features.item_fields:
+            wide = (count, f.width) if f.kind in {"multi", "vector"} else (count,)
+            dtype = torch.int64 if f.kind in {"categorical", "multi"} else torch.float32
+            self.register_buffer(self.anchor_fields[f.name], torch.zeros(wide, dtype=dtype))
         self.scale: nn.Parameter | None = None
         if config.similarity == "cosine":
             learned = config.temperature == "learned"
             self.scale = nn.Parameter(torch.tensor(FIRST_SCALE), requires_grad=learned)
         self.switch = nn.Linear(dim, self.num_groups) if config.switch else None
 
-    def take_priors(self, priors: Priors) -> None:
-        """Take over what is known of items, actions and users."""
-        for name in ("items", "actions", "evidence", "share"):
+    def take_priors(self, priors: Priors, anchors: Candidates) -> None:
+        """Take over what is known of items, actions and users; `anchors` are the items of `priors.anchors`, flat."""
+        for name in ("items", "actions", "evidence", "share", "size"):
             getattr(self, name).copy_(getattr(priors, name))
+        self.anchor_item.copy_(anchors.item)
+        self.anchor_category.copy_(anchors.category)
+        for name, buffer in self.anchor_fields.items():
+            getattr(self, buffer).copy_(anchors.fields[name])
 
     # -- user side -----------------------------------------------------------------------------------------------
 
@@ -184,7 +205,24 @@ class PriorHeads(nn.Module):
     def read(self, state: PriorHeadsState, context: Context) -> Reading:
         """Return what every head asks for, and how steering weighs it."""
         user = self.backbone.query(state.backbone, context)
-        return Reading(self._scaled(self.heads(user)), self._offsets(state, user))
+        vectors, offset = self._scaled(self.heads(user)), self._offsets(state, user)
+        if self.steering.level == "group":
+            offset = offset - self._level(vectors)
+        return Reading(vectors, offset)
+
+    def _level(self, vectors: Tensor) -> Tensor:
+        """Return (B, heads) log of the sum of exp(score) over the items that a head may propose, by its anchors."""
+        anchors = Candidates(
+            offsets=torch.tensor([0, len(self.anchor_item)], device=vectors.device),
+            item=self.anchor_item,
+            category=self.anchor_category,
+            match=vectors.new_zeros(len(self.anchor_item), 0),
+            fields={name: getattr(self, buffer) for name, buffer in self.anchor_fields.items()},
+        )
+        targets = self._targets(anchors).unflatten(0, (self.num_groups + 1, -1))[self.group_of_head]
+        scores = torch.einsum("bhd,had->bha", vectors, targets)
+        mean = torch.logsumexp(scores, 2) - math.log(scores.shape[2])
+        return mean + self.size.clamp(min=1.0).log()[self.group_of_head]
 
     def _scaled(self, vectors: Tensor) -> Tensor:
         if self.scale is None:

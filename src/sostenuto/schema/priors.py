@@ -35,11 +35,14 @@ class PriorConfig:
     name: str = ""  # of the category level or item field; "" = the coarsest level, or the first multi-valued field
     groups: int = 8  # C at most: the most frequent values. Items of no other are compatible with all
     resolution: float = 1.0  # of communities; higher gives more and smaller ones
+    anchors: int = 64  # A, items drawn of each group to measure by how high a head's scores lie; see Steering.level
     scramble: Literal["no", "shuffle", "all"] = "no"  # ablation: deal groups to items at random; all items in all
 
     def __post_init__(self) -> None:
         if self.groups < 1:
             raise SpecError(f"PriorConfig.groups must be at least 1, got {self.groups}; 8 is usual")
+        if self.anchors < 1:
+            raise SpecError(f"PriorConfig.anchors must be at least 1, got {self.anchors}; 64 is usual")
         if not self.resolution > 0:
             raise SpecError(f"PriorConfig.resolution must be above 0, got {self.resolution}; 1 is usual")
 
@@ -53,6 +56,8 @@ class Priors:
     items: Tensor  # (num_items, C) bool compatibility
     actions: Tensor  # (num_actions, C) bool compatibility
     evidence: Tensor  # (num_items, C) float32: log of how much more an item is met in a user group than in all
+    size: Tensor  # (C + 1,) float32 known items of each group, and of the catalogue
+    anchors: Tensor  # (C + 1, A) int64 some of them, drawn with replacement; 0 where there are none
 
 
 def tag_field(config: PriorConfig, features: FeatureSpec) -> Field:
