@@ -108,9 +108,15 @@ class HistoryEncoder(nn.Module):
         self.from_side = xavier_linear(self.side_dim, hidden, bias=False) if self.side_dim else None
         self.from_request = xavier_linear(NUM_GAP_FEATURES + 1, hidden, bias=False) if gaps else None
 
-    def distinct(self, histories: History) -> DistinctItems:
-        """Embed every distinct item of a batch once, at every version of the fixed vectors that its rows see."""
-        version = self.items.version_of_behaviours(histories.offsets, histories.time_ms)
+    def distinct(self, histories: History, version: Tensor | None = None) -> DistinctItems:
+        """Embed every distinct item of a batch once, at every version of the fixed vectors that its behaviours see.
+
+        Args:
+            histories: the behaviours.
+            version: (N,) of the fixed vectors, in training; by default that of each row's newest behaviour.
+        """
+        if version is None:
+            version = self.items.version_of_behaviours(histories.offsets, histories.time_ms)
         versions = 1 if version is None else self.items.num_versions
         item = histories.item if version is None else version * self.items.num_items + histories.item
         found = distinct_values(item, versions * self.items.num_items)

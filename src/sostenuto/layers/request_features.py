@@ -65,6 +65,15 @@ class RequestFeatures(nn.Module):
         version = items.version_of_behaviours(histories.offsets, histories.time_ms)
         return self.taste.encode(items.fixed(histories.item, version), histories.offsets, histories.time_ms)
 
+    def encode_along(
+        self, histories: History, distinct: DistinctItems, row: Tensor, prefix: Tensor
+    ) -> TasteState | None:
+        """Return R states: what `encode` returns of the first `prefix` behaviours of row `row`."""
+        if self.taste is None:
+            return None
+        vectors = spread_rows(distinct.fixed, distinct.place)
+        return self.taste.encode_along(vectors, histories.offsets, histories.time_ms, row, prefix)
+
     def version(self, items: ItemEmbedding, state: TasteState | None, candidates: Candidates) -> Tensor | None:
         """Return the (N,) version of fixed vectors that candidates are compared in, None for the last."""
         found = None if state is None else items.version_at(state.reference_ms)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.ops.bucket_sum import weighted_bucket_sum
-from sostenuto.ops.jagged import newest_time, row_index, segment_sum
+from sostenuto.ops.jagged import lengths_to_offsets, newest_time, position_in_row, row_index, segment_sum
 
 DAY_MS = 86_400_000
 
@@ -58,6 +58,39 @@ class Taste(nn.Module):
             weights=segment_sum(weights, offsets),
             reference_ms=reference,
         )
+
+    def encode_along(
+        self, vectors: Tensor, offsets: Tensor, time_ms: Tensor, row: Tensor, prefix: Tensor
+    ) -> TasteState:
+        """Return the states of R requests along timelines: each of the first `prefix` behaviours of its row.
+
+        Every behaviour is summed once, for the first request that reads it. Then request r takes over what request
+        r - 1 has, faded to its own newest behaviour; done for steps of 1, 2, 4 ... that is a running sum.
+
+        Args:
+            vectors, offsets, time_ms: of the whole timelines, as in `encode`.
+            row: (R,) int64, never decreasing.
+            prefix: (R,) int64, rising inside a row.
+        """
+        ends = offsets[row] + prefix
+        begins = offsets[row]
+        same = row[1:] == row[:-1]
+        begins[1:] = torch.where(same, ends[:-1], begins[1:])
+        pieces = lengths_to_offsets(ends - begins)
+        index = torch.repeat_interleave(begins, ends - begins) + position_in_row(pieces)
+        piece = self.encode(vectors[index], pieces, time_ms[index])
+        reference = torch.zeros_like(ends)
+        reference[prefix > 0] = time_ms[ends[prefix > 0] - 1]
+        sums, weights = piece.sums, piece.weights
+        most = int(torch.bincount(row).max()) if len(row) else 0
+        step = 1
+        while step < most:
+            since = (reference[step:] - reference[:-step]).double()[:, None]
+            fade = torch.exp(-since.clamp(min=0) * self.rates) * (row[step:] == row[:-step])[:, None]
+            sums = torch.cat([sums[:step], sums[step:] + sums[:-step] * fade[:, :, None]])
+            weights = torch.cat([weights[:step], weights[step:] + weights[:-step] * fade])
+            step *= 2
+        return TasteState(sums=sums, weights=weights, reference_ms=reference)
 
     def append(self, state: TasteState, later: TasteState) -> TasteState:
         """Add the sums of later events; equal to encoding everything anew."""

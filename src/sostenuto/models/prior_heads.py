@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sostenuto.layers.adapter_heads import AdapterConfig, AdapterHeads
+from sostenuto.models.hstu import HSTU, HSTUConfig
 from sostenuto.models.sasrec import SASRec, SASRecConfig
 from sostenuto.ops.guarded_nce import false_negatives, guarded_nce, horizon_weights
 from sostenuto.ops.head_merge import Merged, merge_heads
@@ -59,8 +60,9 @@ class Steering:
 class PriorHeadsConfig:
     """Backbone, priors, heads and objective."""
 
-    backbone: Literal["sasrec"] = "sasrec"
+    backbone: Literal["sasrec", "hstu"] = "sasrec"
     sasrec: SASRecConfig = field(default_factory=SASRecConfig)  # read when it is the backbone
+    hstu: HSTUConfig = field(default_factory=HSTUConfig)  # read when it is the backbone
     prior: PriorConfig = field(default_factory=PriorConfig)
     heads: AdapterConfig = field(default_factory=AdapterConfig)
     segments: int = 2  # S parts of the window; the first is short-term, the last long-term
@@ -108,7 +110,7 @@ class Reading(NamedTuple):
 def _backbone(config: PriorHeadsConfig, features: FeatureSpec) -> tuple[Any, int]:
     if config.backbone == "sasrec":
         return SASRec(config.sasrec, features), config.sasrec.width
-    raise AssertionError
+    return HSTU(config.hstu, features), config.hstu.width
 
 
 class PriorHeads(nn.Module):

@@ -150,16 +150,14 @@ class SASRec(nn.Module):
 
     def _queries(self, window: Window, row: Tensor, prefix: Tensor) -> Tensor:
         """Return (R, D): the mean output over the last moment of each request's prefix of a row."""
-        places = moment_places(window.offsets, window.time_ms)
+        moments = moment_places(window.offsets, window.time_ms)
         # counted from the start of the window: outputs inside a timeline do not depend on what follows
-        x = self.drop(window.vectors + self.position.index_select(0, places.index))
-        buckets = length_buckets(window.offsets, places.end)
+        x = self.drop(window.vectors + self.position.index_select(0, moments.index))
+        buckets = length_buckets(window.offsets, moments.end)
         for block in self.blocks:
             x = block(x, buckets)
-        outputs = torch.cat([self.start[None], self.norm(places.mean(x))])
-        last = (window.offsets[row] + prefix - 1).clamp(min=0)
-        asked = places.moment[last] + 1 if places.moment.numel() else torch.zeros_like(last)
-        return outputs.index_select(0, torch.where(prefix > 0, asked, 0))
+        outputs = torch.cat([self.start[None], self.norm(moments.mean(x))])
+        return outputs.index_select(0, moments.asked(window.offsets[row], prefix))
 
 
 __all__ = ["SASRec", "SASRecConfig", "SASRecState"]

@@ -173,6 +173,76 @@ _add(
 )
 _add(
     ModelEntry(
+        name="sfgr",
+        title="Single-flow generative ranking",
+        paper="arXiv:2505.16752; blocks of Zhai et al., arXiv:2402.17152",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.sfgr:SFGR",
+        config="sostenuto.layers.flow_config:FlowConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="sfgr_published",
+        title="Single-flow generative ranking, published time bias",
+        paper="Zhai et al., arXiv:2402.17152, released code",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="none",
+        request_context=True,
+        where="sostenuto.models.sfgr_published:PublishedSFGR",
+        config="sostenuto.layers.flow_config:FlowConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="metagr",
+        title="HSTU ranking, items and actions in turn",
+        paper="Zhai et al., arXiv:2402.17152",
+        kind="neural",
+        objective="ranking_along",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.metagr:MetaGR",
+        config="sostenuto.layers.flow_config:FlowConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="dfgr",
+        title="Dual-flow generative ranking",
+        paper="arXiv:2505.16752",
+        kind="neural",
+        objective="ranking_along",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.dfgr:DFGR",
+        config="sostenuto.layers.flow_config:FlowConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="hstu",
+        title="Hierarchical sequential transduction units, retrieval",
+        paper="Zhai et al., ICML 2024, arXiv:2402.17152",
+        kind="neural",
+        objective="next_item",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.models.hstu:HSTU",
+        config="sostenuto.models.hstu:HSTUConfig",
+    )
+)
+_add(
+    ModelEntry(
         name="prior_heads",
         title="Human-prior heads on a sequence backbone",
         paper="Meta AI, WWW 2026, arXiv:2511.10492",

@@ -21,6 +21,17 @@ class MomentPlaces(NamedTuple):
         """(N,) int64 behaviours of the row before its moment."""
         return self.end - self.size[self.moment]
 
+    def asked(self, first: Tensor, prefix: Tensor) -> Tensor:
+        """Return (R,) int64: 1 + the moment that closes the first `prefix` behaviours of rows; 0 where there is none.
+
+        Args:
+            first:  (R,) flat position where each row begins.
+            prefix: (R,) whole moments.
+        """
+        if not self.moment.numel():
+            return torch.zeros_like(prefix)
+        return torch.where(prefix > 0, self.moment[(first + prefix - 1).clamp(min=0)] + 1, 0)
+
     def mean(self, values: Tensor) -> Tensor:
         """Return (M, D), the mean of (N, D) values over each moment."""
         if self.size.shape[0] == values.shape[0]:

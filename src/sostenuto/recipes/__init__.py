@@ -27,7 +27,7 @@ from sostenuto.recipes.baselines import (
     trees_recent50,
 )
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
-from sostenuto.recipes.next_item import sasrec
+from sostenuto.recipes.next_item import hstu, hstu_no_time, sasrec
 from sostenuto.schema.errors import SpecError, did_you_mean
 from sostenuto.training.config import RunConfig
 
@@ -56,6 +56,8 @@ RECIPES: dict[str, Recipe] = {
         sdim_recent50,
         sdim_no_match,
         sasrec,
+        hstu,
+        hstu_no_time,
     )
 }
 

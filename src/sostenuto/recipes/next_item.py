@@ -29,9 +29,28 @@ def sasrec() -> RunConfig:
             evaluations_per_epoch=1,
             patience=10,
             metric="ndcg@10",
+            exclude_seen=True,
         ),
         budget=Budget(name="next-item", valid=3_000, epochs=40),
     )
 
 
-__all__ = ["sasrec"]
+def hstu() -> RunConfig:
+    """Train HSTU for retrieval: temperature and dropout as published, relative biases of positions and time."""
+    base = sasrec()
+    return dataclasses.replace(
+        base,
+        name="hstu",
+        model="hstu",
+        model_config=dataclasses.replace(default_config("hstu"), category_dim=0, field_dim=0),
+    )
+
+
+def hstu_no_time() -> RunConfig:
+    """Train HSTU where times are only an order: relative positions alone."""
+    base = hstu()
+    model_config = dataclasses.replace(base.model_config, time_bias=False)
+    return dataclasses.replace(base, name="hstu_no_time", model_config=model_config)
+
+
+__all__ = ["hstu", "hstu_no_time", "sasrec"]

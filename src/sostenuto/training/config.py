@@ -55,6 +55,7 @@ class TrainingConfig:
     # what the weights are chosen and training is stopped by, on validation: GAUC by request over the protocol's lists,
     # or, of models that search (next_item), a rank measure over the whole catalogue
     metric: Literal["gauc", "ndcg@10", "recall@10"] = "gauc"
+    exclude_seen: bool = False  # that rank leaves out what the user met before, as data without repeats are measured
     patience: int = 4  # evaluations in a row without a better value of it before the run stops; 0 = never
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in training; see docs/performance.md
     steps: int | None = None  # stop after so many steps even inside the budget's epochs

@@ -497,7 +497,10 @@ def _with_activations(
     most_events = config.training.max_events  # of a pass; a batch may take several
     pairs = min(int(load.pairs[by_pairs]), most_events * PAIRS_PER_EVENT)
     events = min(int(load.events[by_pairs]), most_events)
-    whole = int(light_bytes * max(pairs / light_pairs, events / light_events, 1.0))
+    grown = max(pairs / light_pairs, events / light_events, 1.0)
+    if objective.needs_negatives:  # candidates meet no behaviours, but a query and the shared negatives
+        grown = max(len(load.rows[by_pairs]) / max(len(light_rows), 1), events / light_events, 1.0)
+    whole = int(light_bytes * grown)
     if plan.available and whole > 0.9 * plan.available:
         return replace(plan, activations=whole, heaviest=load.at(by_pairs), tried=False)
     most, at = 0, by_pairs

@@ -142,7 +142,14 @@ class _Run:
 
     def validate(self, ranker: Any) -> tuple[Validation, Predictions]:
         """Score the validation requests."""
-        return validate(ranker, self.valid, self.lists, self.device, metric=self.config.training.metric)
+        return validate(
+            ranker,
+            self.valid,
+            self.lists,
+            self.device,
+            metric=self.config.training.metric,
+            exclude_seen=self.config.training.exclude_seen,
+        )
 
 
 def _finite(value: Any) -> Any:

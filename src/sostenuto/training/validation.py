@@ -80,6 +80,7 @@ def validate(
     device: torch.device,
     *,
     metric: str = "gauc",
+    exclude_seen: bool = False,
 ) -> tuple[Validation, Predictions]:
     """Score validation requests and measure; the ranker keeps its mode.
 
@@ -89,13 +90,16 @@ def validate(
         lists:   names of the candidate lists.
         device:  where the ranker lives.
         metric:  what the run is steered by; anything but `gauc` ranks the whole catalogue for the same requests.
+        exclude_seen: that ranking leaves out what the user met before.
     """
     start = time.perf_counter()
     predictions = predict(ranker, batches, device=device)
     found = validation_of(predictions, lists)
     measured: dict[str, float] = {}
     if metric != "gauc":
-        standing = rank_catalogue(ranker, batches.collator, "valid", rows=batches.rows, most=10, device=device)
+        standing = rank_catalogue(
+            ranker, batches.collator, "valid", rows=batches.rows, most=10, exclude_seen=exclude_seen, device=device
+        )
         measured = {f"{kind}@{k}": standing.terms(kind, k).terms.value for kind, k in CATALOGUE}
     seconds = time.perf_counter() - start
     return replace(found, seconds=seconds, catalogue=measured, metric=metric), predictions
