@@ -221,7 +221,8 @@ class PriorHeads(nn.Module):
             match=vectors.new_zeros(len(self.anchor_item), 0),
             fields={name: getattr(self, buffer) for name, buffer in self.anchor_fields.items()},
         )
-        targets = self._targets(anchors).unflatten(0, (self.num_groups + 1, -1))[self.group_of_head]
+        targets = self._targets(anchors)
+        targets = targets.view(self.num_groups + 1, -1, targets.shape[1])[self.group_of_head]
         scores = torch.einsum("bhd,had->bha", vectors, targets)
         mean = torch.logsumexp(scores, 2) - math.log(scores.shape[2])
         return mean + self.size.clamp(min=1.0).log()[self.group_of_head]
