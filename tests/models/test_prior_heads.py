@@ -261,7 +261,7 @@ def slow_loss(ranker, batch):
         user = ranker.backbone.queries_along(batch)
         z = ranker.heads(user)
         v, n = ranker.backbone.item_vectors(batch.future.items), ranker.backbone.item_vectors(batch.negatives)
-    tau = math.exp(-min(max(float(ranker.scale), 0.0), math.log(100)))
+    tau = math.exp(-min(max(float(ranker.scale.detach()), 0.0), math.log(100)))
     z, v, n = (normalize(t, dim=-1).double() for t in (z, v, n))
     row, item = batch.future.items.row.tolist(), batch.future.items.item.tolist()
     step, drawn = batch.future.step.tolist(), batch.negatives.item.tolist()

@@ -28,6 +28,7 @@ from sostenuto.recipes.baselines import (
 )
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
 from sostenuto.recipes.next_item import hstu, hstu_no_time, sasrec
+from sostenuto.recipes.prior_heads import prior_heads, prior_heads_hstu, prior_heads_hstu_off, prior_heads_off
 from sostenuto.schema.errors import SpecError, did_you_mean
 from sostenuto.training.config import RunConfig
 
@@ -58,6 +59,10 @@ RECIPES: dict[str, Recipe] = {
         sasrec,
         hstu,
         hstu_no_time,
+        prior_heads,
+        prior_heads_off,
+        prior_heads_hstu,
+        prior_heads_hstu_off,
     )
 }
 
