@@ -50,7 +50,7 @@ LIKED_SHARE, DECOY_SHARE = 0.3, 0.3  # of the candidates; the rest are any item
 NEWEST = 50  # T of long_range: the newest T events of a user say nothing
 PERIOD_DAYS = 60  # length of one taste in drift
 RARE_FROM = -(-KINDS * (GROUPS - 1) // GROUPS)  # prior_intents: kinds from this on, the last group, are the rare intent
-RARE_SHARE = 0.12  # of its events
+RARE_SHARE = 0.06  # of its events
 START = datetime.datetime(2023, 1, 2, tzinfo=datetime.UTC)  # a Monday
 DAYS = 364
 DAY_S = 86_400
