@@ -246,6 +246,8 @@ class PriorHeads(nn.Module):
             by_group = by_group + steering.habit * used_to.clamp(min=FEWEST).log()
         open_groups = torch.ones_like(by_group, dtype=torch.bool)
         if steering.given is not None:
+            if not bool((group >= 0).any()):
+                raise SpecError("Steering.given must be left out of a model without heads of groups; compose them first")
             given = torch.tensor(steering.given, device=user.device)
             if int(given.min()) < 0 or int(given.max()) >= self.num_groups:
                 raise SpecError(
@@ -261,7 +263,7 @@ class PriorHeads(nn.Module):
         by_group = by_group.masked_fill(~open_groups, -torch.inf)
         everyone = by_group.new_zeros(by_group.shape[0], 1)
         if steering.given is not None:  # heads that stand for all groups are not among the given ones
-            everyone = everyone - torch.inf if bool((group >= 0).any()) else everyone
+            everyone = everyone - torch.inf
         offset = torch.cat([by_group, everyone], 1)[:, group]  # group -1 is the last column
         if steering.long_term and self.config.segments > 1:
             far = 2.0 * segment / (self.config.segments - 1) - 1.0
