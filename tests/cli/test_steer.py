@@ -22,7 +22,7 @@ def test_a_run_with_heads_is_steered_and_drawn(call, run):
     assert said["points"][0]["entropy"] > said["points"][2]["entropy"]
     written = json.loads((run / "steering" / "steering-habit.json").read_text())
     assert written == said
-    for name in ("trade", "knob"):
+    for name in ("entropy", "diversity", "knob"):
         assert (run / "steering" / f"steering-habit-{name}.svg").read_text().startswith("<svg")
 
 

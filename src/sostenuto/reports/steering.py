@@ -32,28 +32,30 @@ def _lines(points: Sequence[Mapping[str, Any]], x: str, names: Mapping[str, str]
 
 
 def steering_pictures(curve: Mapping[str, Any]) -> dict[str, Markup]:
-    """Return two pictures as whole SVG files: accuracy against entropy, and every measure against the knob."""
+    """Return pictures as whole SVG files: accuracy against entropy, against intra-list diversity, and by the knob."""
     points, k, knob = curve["points"], curve["k"], curve["knob"]
     accuracy = {"ndcg": f"NDCG@{k}", "recall": f"Recall@{k}", "exploring": f"Recall@{k}, exploring"}
     span = f"{points[0]['value']:g} to {points[-1]['value']:g}"
-    trade = line_chart(
-        _lines(points, "entropy", accuracy),
-        title="Accuracy against diversity",
-        description=f"One point per value of the knob {knob}, {span}: {WORDS[knob]}.",
-        y_caption="accuracy",
-        x_caption=f"Entropy@{k}, bits ({knob} from {span})",
-        band=False,
-    )
-    by_knob = accuracy | {"near": f"Recall@{k}, near", "far": f"Recall@{k}, far", "diversity": f"Diversity@{k}"}
-    against = line_chart(
-        _lines(points, "value", by_knob),
-        title=f"What the knob {knob} does",
-        description=f"Every measure by the value of {knob}: {WORDS[knob]}.",
-        y_caption="measure",
-        x_caption=knob,
-        band=False,
-    )
-    return {"trade": picture(trade), "knob": picture(against)}
+
+    def against(x: str, title: str, caption: str, names: Mapping[str, str]) -> Markup:
+        chart = line_chart(
+            _lines(points, x, names),
+            title=title,
+            description=f"One point per value of the knob {knob}, {span}: {WORDS[knob]}.",
+            y_caption="accuracy",
+            x_caption=caption,
+            band=False,
+        )
+        return picture(chart)
+
+    by_time = accuracy | {"near": f"Recall@{k}, near", "far": f"Recall@{k}, far"}
+    return {
+        "entropy": against("entropy", "Accuracy against Entropy", f"Entropy@{k}, bits ({knob} from {span})", accuracy),
+        "diversity": against(
+            "diversity", "Accuracy against diversity", f"Diversity@{k}, intra-list ({knob} from {span})", accuracy
+        ),
+        "knob": against("value", f"What the knob {knob} does", knob, by_time),
+    }
 
 
 __all__ = ["steering_pictures"]
