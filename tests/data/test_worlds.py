@@ -15,9 +15,11 @@ from sostenuto.data.prepared import Array, PreparedData
 from sostenuto.data.spec import load_spec
 from sostenuto.data.worlds import (
     CANDIDATES,
+    GROUPS,
     HABIT_LEAST,
     LOYALTY,
     NEWEST,
+    RARE_SHARE,
     WORLDS,
     WorldLog,
     expected_auc,
@@ -127,6 +129,21 @@ def test_weekly_habit_is_seen_by_weekday() -> None:
         return (gap % 7 == 0).astype(float)
 
     assert kind_auc(log, same_weekday) > kind_auc(log, every_event) + 0.05
+
+
+def test_prior_intents_are_seen_group_by_group() -> None:
+    """Counts within a group tell more than counts over all: the rare group has few events and as many candidates."""
+    log = world_log("prior_intents", events=20_000, seed=1)
+    group = log.item_group[log.event_item]
+    rare = np.bincount(group) / len(group)
+
+    def share_of_group(rows: Array, r: int) -> Array:
+        mine = np.bincount(group[rows], minlength=GROUPS)
+        return 1.0 / (1.0 + np.where(group[rows] == GROUPS - 1, mine[GROUPS - 1], mine[: GROUPS - 1].sum()))
+
+    assert rare[GROUPS - 1] == pytest.approx(RARE_SHARE, abs=0.01)
+    assert (log.item_group[log.candidate_item] == GROUPS - 1).mean() == pytest.approx(0.5, abs=0.02)
+    assert kind_auc(log, share_of_group) > kind_auc(log, every_event) + 0.01
 
 
 def test_place_habit_is_seen_by_place() -> None:

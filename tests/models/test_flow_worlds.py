@@ -1,4 +1,4 @@
-"""What the generative rankers are for: actions as inputs, and a mask that training cannot cheat (dfgr.md, property 11)."""
+"""What the generative rankers are for: actions as inputs, and a mask that training cannot cheat."""
 
 from dataclasses import replace
 from functools import cache
@@ -93,7 +93,6 @@ def test_actions_as_inputs_are_worth_it_and_shuffled_ones_are_not(seed, tmp_path
     blind = world_auc(data, "din", epochs=3, seed=seed, actions="unseen")
     seeing = world_auc(data, "dfgr", epochs=5, seed=seed)
     shuffled = world_auc(data, "dfgr", epochs=5, seed=seed, actions="shuffled")
-    print(f"seed {seed}: DIN without actions {blind:.4f}, DFGR {seeing:.4f}, with shuffled actions {shuffled:.4f}")
     assert seeing > blind + 0.02
     assert shuffled < seeing - 0.02
     assert shuffled < blind + 0.02

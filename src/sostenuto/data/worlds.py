@@ -51,6 +51,8 @@ NEWEST = 50  # T of long_range: the newest T events of a user say nothing
 PERIOD_DAYS = 60  # length of one taste in drift and habits
 HABIT_EVENTS, HABIT_LEAST = 600, 300  # of a user of habits, on average and at least
 HABIT_SHARES = (0.7, 0.15, 0.15)  # of the loyal events of habits: drifting taste, habit of the weekday, of the place
+RARE_FROM = -(-KINDS * (GROUPS - 1) // GROUPS)  # prior_intents: kinds from this on, the last group, are the rare intent
+RARE_SHARE = 0.06  # of its events
 START = datetime.datetime(2023, 1, 2, tzinfo=datetime.UTC)  # a Monday
 DAYS = 364
 DAY_S = 86_400
@@ -109,6 +111,12 @@ WORLDS: dict[str, World] = {
             title=f"The liked kind depends on which of {OWN_PLACES} own places the user is at",
             seen_by="the place of behaviours and of the request",
             favourites=OWN_PLACES,
+        ),
+        World(
+            name="prior_intents",
+            title=f"One liked kind in the common groups, one in a group that only {RARE_SHARE:.0%} of events are of",
+            seen_by="groups of items, each read by itself",
+            favourites=2,
         ),
         World(
             name="several_interests",
@@ -186,9 +194,13 @@ class _Taste:
     place_from: Array
     place_step: Array
     phase_s: Array
+    has_rare: bool  # favourite 0 is of the common groups and 1 of the rare one
 
     def kind(self, user: Array, j: Array | int) -> Array:
         """Return favourite number `j` of each user."""
+        if self.has_rare:
+            rare = RARE_FROM + self.kind_step[user] % (KINDS - RARE_FROM)
+            return np.where(np.asarray(j) == 0, self.kind_from[user] % RARE_FROM, rare)
         return np.asarray((self.kind_from[user] + self.kind_step[user] * j) % KINDS)
 
     def place(self, user: Array, k: Array) -> Array:
@@ -214,7 +226,9 @@ def _habit_part(rank: Array) -> Array:
     return np.where(rank < 7, 2, np.where(rank < 7 + OWN_PLACES, 3, 1))
 
 
-def _current(name: str, taste: _Taste, user: Array, time_s: Array, own_place: Array, pick: Array) -> Array:
+def _current(
+    name: str, taste: _Taste, user: Array, time_s: Array, own_place: Array, pick: Array, rare_share: float = RARE_SHARE
+) -> Array:
     """Return the number of the favourite that rules at each moment; `pick` in [0, 1) chooses among equals."""
     if name == "drift":
         return (time_s + taste.phase_s[user]) // (PERIOD_DAYS * DAY_S)
@@ -224,6 +238,8 @@ def _current(name: str, taste: _Taste, user: Array, time_s: Array, own_place: Ar
         return own_place
     if name == "habits":
         return _habits(taste, user, time_s, own_place)[np.arange(len(user)), (pick * 3).astype(np.int64)]
+    if name == "prior_intents":
+        return (pick < rare_share).astype(np.int64)
     equals = {"action_taste": 3, "last_action": 6, "several_interests": 4}.get(name, 3)
     return (pick * equals).astype(np.int64)
 
@@ -284,6 +300,7 @@ def world_log(
         place_from=rng.integers(0, PLACES, users),
         place_step=rng.integers(1, PLACES, users),
         phase_s=rng.integers(0, PERIOD_DAYS * DAY_S, users),
+        has_rare=name == "prior_intents",
     )
     first = np.linspace(0, items, KINDS + 1).astype(np.int64)  # items of kind k: first[k] .. first[k + 1]
     item_kind = np.repeat(np.arange(KINDS, dtype=np.int16), np.diff(first))
@@ -307,7 +324,7 @@ def world_log(
     loyal = rng.random(events) < LOYALTY
     if name == "long_range":
         loyal &= np.arange(events) < np.repeat(np.cumsum(lengths) - NEWEST, lengths)
-    kind = np.where(loyal, taste.kind(user, rank), rng.integers(0, KINDS, events))
+    kind = np.where(loyal, taste.kind(user, rank), _any_kind(name, rank, rng))
     event_item = _zipf_item(kind, first, rng.random(events))
 
     # requests, in order of time
@@ -317,13 +334,13 @@ def world_log(
     here = rng.integers(0, OWN_PLACES, requests)
     cell = (requests, CANDIDATES)
     who_c, at_c, here_c = (np.repeat(column, CANDIDATES) for column in (who, at_s, here))
-    liked = _current(name, taste, who_c, at_c, here_c, rng.random(len(who_c)))
+    liked = _current(name, taste, who_c, at_c, here_c, rng.random(len(who_c)), 0.5)  # shown: rare as often as common
     decoy = _decoys(name, taste, who_c, liked, centres, rng)
     last = _LastActions.of(user, time_s, kind, bought) if name == "last_action" else None
     if last is not None:
         liked, decoy = last.favourites(taste, who_c, at_c, rng)
     role = rng.random(len(who_c))
-    shown = np.where(role < LIKED_SHARE, taste.kind(who_c, liked), rng.integers(0, KINDS, len(who_c)))
+    shown = np.where(role < LIKED_SHARE, taste.kind(who_c, liked), _any_kind(name, liked, rng))
     shown = np.where((role >= LIKED_SHARE) & (role < LIKED_SHARE + DECOY_SHARE) & (decoy >= 0), decoy, shown)
     item = _distinct(_zipf_item(shown, first, rng.random(len(who_c))).reshape(cell), item_kind, first)
     shown = item_kind[item].astype(np.int64).ravel()
@@ -360,6 +377,14 @@ def world_log(
         label=(rng.random(cell) < probability).astype(np.float32),
         part=part,
     )
+
+
+def _any_kind(name: str, rank: Array, rng: np.random.Generator) -> Array:
+    """Return any kind; of the rare group where the rare intent rules, and of the others where it does not."""
+    if name != "prior_intents":
+        return rng.integers(0, KINDS, len(rank))
+    low, high = np.where(rank == 1, RARE_FROM, 0), np.where(rank == 1, KINDS, RARE_FROM)
+    return rng.integers(low, high)
 
 
 def _decoys(name: str, taste: _Taste, user: Array, liked: Array, centres: Array, rng: np.random.Generator) -> Array:

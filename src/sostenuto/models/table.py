@@ -15,7 +15,7 @@ from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.ranker import Ranker
 
 # Extras by the module whose presence shows that they are installed.
-EXTRA_MODULES = {"trees": "lightgbm"}
+EXTRA_MODULES = {"graphs": "networkx", "trees": "lightgbm"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,6 +254,20 @@ _add(
         request_context=True,
         where="sostenuto.models.stim:STIM",
         config="sostenuto.models.stim:STIMConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="prior_heads",
+        title="Human-prior heads on a sequence backbone",
+        paper="Meta AI, WWW 2026, arXiv:2511.10492",
+        kind="neural",
+        objective="loss_along",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.models.prior_heads:PriorHeads",
+        config="sostenuto.models.prior_heads:PriorHeadsConfig",
     )
 )
 
