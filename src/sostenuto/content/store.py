@@ -112,7 +112,7 @@ class ContentStore:
             arrays_hash=self.manifest.arrays_hash,
             **{name: torch.from_numpy(array) for name, array in arrays.items()},
             last_layer=last_layer,
-            heads=int(self.manifest.settings.get("heads", 0)) if last_layer else 0,
+            heads=self.manifest.heads if last_layer else 0,
         )
 
 

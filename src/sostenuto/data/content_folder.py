@@ -48,8 +48,10 @@ class ContentManifest(BaseModel):
     encoder: str
     versions: dict[str, str] = {}  # of the packages that hold the encoder
     settings: dict[str, Any] = {}  # columns, lengths: what the vectors depend on beside the data
+    heads: int = 0  # attention heads of the last layer
     known_items: int
     distinct: int  # different texts, images or vectors that were encoded
+    unreadable: int = 0  # of them, what the encoder could make nothing of: its items are not known
     cosine_error_mean: float  # 1 - cosine of a stored row and its float32 vector, over known items
     cosine_error_max: float
     seconds: float  # spent encoding, all attempts together
@@ -184,7 +186,7 @@ def write_content(
             num_items=len(exact),
             dtype="float16",
             encoder=encoder,
-            settings={"heads": heads} if heads else {},
+            heads=heads,
             known_items=int(has.sum()),
             distinct=int(has.sum()),
             cosine_error_mean=float(error.mean()) if len(error) else 0.0,

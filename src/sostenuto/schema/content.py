@@ -16,7 +16,6 @@ LAST_LAYER = (  # names of the tensors of `ItemContent.last_layer`; D = token_di
     *("inner.weight", "inner.bias", "outer.weight", "outer.bias"),  # (I, D), (I,), (D, I), (D,)
     *("outer_norm.weight", "outer_norm.bias"),  # (D,)
 )
-LAST_LAYER_EPS = 1e-12  # of both layer norms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +27,8 @@ class ItemContent:
 
     Tokens start and end with the marks of the tokeniser; token 0 is padding behind the last one. States are stored
     once per distinct text: the states of item i are `states[text_row[i]]`, those of padding positions are zero.
-    `last_layer` is the frozen layer above the states: softmax attention with `heads` heads, a residual and a layer
-    norm, then exact GELU between two linear maps, a residual and a layer norm. The mean of its output over real
-    tokens, scaled to length 1, is the item's vector, up to the codec's error and to texts longer than `num_tokens`.
+    `last_layer` is the frozen layer above the states, with `heads` heads: `ops.encoder_layer.encoder_layer` applies it
+    and `text_vectors` makes the item's vector of the result, up to rounding and to texts longer than `num_tokens`.
     """
 
     name: str
@@ -57,4 +55,4 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     return value.to(device) if hasattr(value, "to") else value
 
 
-__all__ = ["LAST_LAYER", "LAST_LAYER_EPS", "ItemContent"]
+__all__ = ["LAST_LAYER", "ItemContent"]
