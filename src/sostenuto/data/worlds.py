@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sostenuto.data.content_folder import write_vectors
+from sostenuto.data.content_folder import write_content
 from sostenuto.data.prepared import (
     FORMAT_VERSION,
     Array,
@@ -347,9 +347,7 @@ def _mixed_content(events: int, users: int, items: int, requests: int, seed: int
         for m in range(2)
     ]
     is_new = rng.random(items) < NEW_SHARE
-    pools = {
-        (c, new): np.flatnonzero((of_class == c) & (new | ~is_new)) for c in range(2) for new in (False, True)
-    }
+    pools = {(c, new): np.flatnonzero((of_class == c) & (new | ~is_new)) for c in range(2) for new in (False, True)}
 
     def drawn(wanted: Array, with_new: Array) -> Array:
         u = rng.random(len(wanted))
@@ -456,7 +454,7 @@ def make_world(
     """Write a world as a log somebody could have: events, exposures, items, `spec.toml`; and its truth.
 
     `truth.parquet` has the true logit of every row of exposures.parquet, `truth.json` the oracle's AUC. Content vectors,
-    in a world that has some, lie in `<name>.parquet` beside them.
+    in a world that has some, lie in `<name>.parquet` beside them, for `sostenuto content build --vectors`.
 
     Args:
         name:     one of `WORLDS`.
@@ -511,7 +509,7 @@ def make_world(
         folder / "truth.parquet", compression="lz4"
     )
     for content, vectors in log.item_content.items():
-        pl.DataFrame({"item": np.arange(len(vectors), dtype=np.int32), "vector": vectors}).write_parquet(
+        pl.DataFrame({"item_id": np.arange(len(vectors), dtype=np.int32), "vector": vectors}).write_parquet(
             folder / f"{content}.parquet"
         )
     truth = _truth(log)
@@ -712,7 +710,7 @@ def world_prepared(
     for content, vectors in log.item_content.items():
         rows = np.concatenate([np.zeros((FIRST_KNOWN, vectors.shape[1]), np.float32), vectors[order]])
         known = np.arange(len(rows)) >= FIRST_KNOWN
-        write_vectors(folder, content, rows, known, encoder="world", data_hash=data.manifest.arrays_hash)
+        write_content(folder, content, vectors=rows, known=known, encoder="world")
     return data
 
 

@@ -48,9 +48,7 @@ class LoRALinear(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(
-        self, in_dim: int, out_dim: int, *, rank: int, alpha: float = 8.0, persistent: bool = True
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, *, rank: int, alpha: float = 8.0, persistent: bool = True) -> None:
         super().__init__()
         if rank < 0:
             raise SpecError(f"the rank of a low-rank map must be 0, which leaves it out, or more, got {rank}; raise it")

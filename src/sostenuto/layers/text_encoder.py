@@ -15,10 +15,13 @@ from torch.nn import functional as F
 
 from sostenuto.layers.initialise import xavier_linear
 from sostenuto.layers.lora import LoRALinear
-from sostenuto.schema.content import LAST_LAYER_EPS, ItemContent
+from sostenuto.ops.encoder_layer import encoder_layer, text_vectors
+from sostenuto.schema.content import LAST_LAYER, ItemContent
 from sostenuto.schema.errors import RunError, SpecError
 from sostenuto.schema.features import ContentField
 
+ATTENTION_MAPS = ("query", "key", "value", "attention")  # of a frozen layer: those that a low-rank change is added to
+FROZEN = tuple(name for name in LAST_LAYER if name.partition(".")[0] not in ATTENTION_MAPS)
 TEXTS_AT_ONCE = 256  # of about one length; bounds padding, and memory where no gradient is kept
 
 
@@ -172,10 +175,12 @@ class LastLayerEncoder(_Texts):
     At the start a text's vector is the frozen encoder's own (scaled to entries of about 1): mean over tokens, scaled
     to length.
 
+    The change is of the four maps of the attention; the two wide maps behind it stay as they are. Ours.
+
     Args:
         content: sizes; has states.
-        inner_dim: width of the layer's inner map.
         rank: of every map's change.
+        alpha: a change counts alpha / rank.
         max_tokens: a longer text is cut.
     """
 
@@ -185,19 +190,13 @@ class LastLayerEncoder(_Texts):
         super().__init__(content, max_tokens)
         dim = content.token_dim
         self.out_dim = dim
-        self.rank, self.alpha = rank, alpha
         self.heads = 0
         self.register_buffer("states", torch.zeros(0, 0, dim, dtype=torch.float16), persistent=False)
-        # the inner maps stay as they are: their width is known only with the content
-        self.query, self.key, self.value, self.attention = (
-            LoRALinear(dim, dim, rank=rank, alpha=alpha, persistent=False) for _ in range(4)
+        self.changed = nn.ModuleDict(
+            {name: LoRALinear(dim, dim, rank=rank, alpha=alpha, persistent=False) for name in ATTENTION_MAPS}
         )
-        for name in ("attention_norm", "outer_norm"):
-            self.register_buffer(f"{name}_weight", torch.ones(dim), persistent=False)
-            self.register_buffer(f"{name}_bias", torch.zeros(dim), persistent=False)
-        for name in ("inner", "outer"):
-            self.register_buffer(f"{name}_weight", torch.zeros(0, dim), persistent=False)
-            self.register_buffer(f"{name}_bias", torch.zeros(0), persistent=False)
+        for name in FROZEN:
+            self.register_buffer(_buffer(name), torch.zeros(0), persistent=False)
 
     def set_content(self, content: ItemContent) -> None:
         """Take states and the frozen layer over."""
@@ -205,35 +204,40 @@ class LastLayerEncoder(_Texts):
         if content.states is None or not content.last_layer:
             raise SpecError(
                 f"content {self.name!r} must come with hidden states and the layer above them, these are missing; "
-                "build it with an encoder that gives them"
+                "build it with `--states`"
             )
         self.states, self.heads = content.states, content.heads
-        layer = content.last_layer
-        for name in ("query", "key", "value", "attention"):
-            getattr(self, name).set_base(layer[f"{name}.weight"], layer[f"{name}.bias"])
-        for name in ("attention_norm", "outer_norm", "inner", "outer"):
-            setattr(self, f"{name}_weight", layer[f"{name}.weight"])
-            setattr(self, f"{name}_bias", layer[f"{name}.bias"])
+        for name, change in self.changed.items():
+            assert isinstance(change, LoRALinear)
+            change.set_base(content.last_layer[f"{name}.weight"], content.last_layer[f"{name}.bias"])
+        for name in FROZEN:
+            setattr(self, _buffer(name), content.last_layer[name])
 
-    def _normed(self, values: Tensor, name: str) -> Tensor:
-        weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
-        return F.layer_norm(values, (self.out_dim,), weight, bias, LAST_LAYER_EPS)
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the layer's weights with the changes added: one sum a call, not one a text."""
+        weights: dict[str, Tensor] = {name: getattr(self, _buffer(name)) for name in FROZEN}
+        for name, change in self.changed.items():
+            assert isinstance(change, LoRALinear)
+            weights[f"{name}.weight"], weights[f"{name}.bias"] = change.merged()
+        return weights
 
     def forward(self, text: Tensor) -> Tensor:
         """Return (N, token_dim) of (N,) text rows."""
+        weights = self._weights()
         if not len(text):
-            return self.attention_norm_weight.new_zeros(0, self.out_dim)
+            return weights["query.bias"].new_zeros(0, self.out_dim)
         parts, places = [], []
         for at, tokens in self.by_length(text):
             mask = tokens != 0
             hidden = self.states[text[at], : tokens.shape[1]].float()
-            mixed = _attend(self.query(hidden), self.key(hidden), self.value(hidden), mask, self.heads)
-            hidden = self._normed(hidden + self.attention(mixed), "attention_norm")
-            inner = F.gelu(F.linear(hidden, self.inner_weight, self.inner_bias))
-            hidden = self._normed(hidden + F.linear(inner, self.outer_weight, self.outer_bias), "outer_norm")
-            parts.append(F.normalize(_masked_mean(hidden, mask), dim=1) * math.sqrt(self.out_dim))
+            made = text_vectors(encoder_layer(hidden, mask, weights, heads=self.heads), mask)
+            parts.append(made * math.sqrt(self.out_dim))
             places.append(at)
         return _back(parts, places)
+
+
+def _buffer(name: str) -> str:
+    return name.replace(".", "_")
 
 
 def _back(parts: list[Tensor], places: list[Tensor]) -> Tensor:

@@ -71,7 +71,6 @@ class EM3Config:
     text_heads: int = 4
     max_tokens: int = 24  # of a text; more are cut
     content_dim: int = 32  # D, width of modality tokens and of the content vector
-    fusion: Literal["q_former", "linear"] = "q_former"  # linear: a sum of linear maps, to compare with
     queries: int = 2  # Q of the Fusion-Q-Former
     fusion_blocks: int = 1
     fusion_heads: int = 4
@@ -104,7 +103,6 @@ class EM3Config:
             )
         choices = {
             "end_to_end": ("tokens", "states", "off"),
-            "fusion": ("q_former", "linear"),
             "history_map": ("lora", "full", "frozen"),
         }
         for name, known in choices.items():
@@ -178,18 +176,14 @@ class ContentEncoder(nn.Module):
         self.modalities = nn.ModuleDict(modalities)
         dim = config.content_dim
         self.project = nn.ModuleDict({name: xavier_linear(m.out_dim, dim) for name, m in modalities.items()})
-        self.fuse = (
-            FusionQFormer(
-                dim,
-                queries=config.queries,
-                blocks=config.fusion_blocks,
-                heads=config.fusion_heads,
-                dropout=config.fusion_dropout,
-            )
-            if config.fusion == "q_former"
-            else None
+        self.fuse = FusionQFormer(
+            dim,
+            queries=config.queries,
+            blocks=config.fusion_blocks,
+            heads=config.fusion_heads,
+            dropout=config.fusion_dropout,
         )
-        self.out_dim = self.fuse.out_dim if self.fuse is not None else dim
+        self.out_dim = self.fuse.out_dim
 
     def take_content(self, content: Mapping[str, ItemContent]) -> None:
         """Hand every modality its content."""
@@ -199,10 +193,7 @@ class ContentEncoder(nn.Module):
     def forward(self, item: Tensor) -> Tensor:
         """Return (N, Q * D) of (N,) items."""
         tokens = torch.stack([self.project[name](m(item)) for name, m in self.modalities.items()], 1)
-        present = self.is_present(item)
-        if self.fuse is None:
-            return (tokens * present[:, :, None]).sum(1)
-        fused: Tensor = self.fuse(tokens, present)
+        fused: Tensor = self.fuse(tokens, self.is_present(item))
         return fused
 
     def is_present(self, item: Tensor) -> Tensor:
@@ -221,9 +212,7 @@ def _encoder(config: EM3Config, field: ContentField) -> TokenEncoder | LastLayer
             max_tokens=config.max_tokens,
         )
     if config.end_to_end == "states" and "states" in field.kinds:
-        return LastLayerEncoder(
-            field, rank=config.lora_rank, alpha=config.lora_alpha, max_tokens=config.max_tokens
-        )
+        return LastLayerEncoder(field, rank=config.lora_rank, alpha=config.lora_alpha, max_tokens=config.max_tokens)
     return None
 
 
