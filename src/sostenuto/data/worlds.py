@@ -453,8 +453,8 @@ def make_world(
 ) -> Path:
     """Write a world as a log somebody could have: events, exposures, items, `spec.toml`; and its truth.
 
-    `truth.parquet` has the true logit of every row of exposures.parquet, `truth.json` the oracle's AUC. Content vectors,
-    in a world that has some, lie in `<name>.parquet` beside them, for `sostenuto content build --vectors`.
+    `truth.parquet` has the true logit of every row of exposures.parquet, `truth.json` the oracle's AUC. A world
+    that has content vectors writes them to `<name>.parquet`, for `sostenuto content build --vectors`.
 
     Args:
         name:     one of `WORLDS`.

@@ -42,8 +42,10 @@ class JointSelfAttention(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return (N, T, D) of (N, T, D) tokens; nothing attends to tokens that are False in the (N, T) mask."""
 
+        rows, count, dim = tokens.shape
+
         def split(values: Tensor) -> Tensor:
-            return values.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return values.view(rows, count, self.heads, dim // self.heads).transpose(1, 2)
 
         query, key, value = (split(layer(tokens)) for layer in (self.query, self.key, self.value))
         scores = query @ key.mT / math.sqrt(query.shape[-1] + SCALE_EPS)

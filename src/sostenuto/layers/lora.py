@@ -2,8 +2,8 @@
 
     y = W0 f + b0 + (alpha / r) B (A f),   A (r, d_in), B (d_out, r), B = 0 at the start
 
-Where f is a constant of an item, W0 f + b0 is one too: it is computed once and looked up, and a training step only makes
-A f. `from_rows` keeps r numbers per row for the backward pass; a plain linear map keeps the d_in numbers of f.
+Where f is a constant of an item, W0 f + b0 is one too: it is computed once and looked up, and a training step makes
+A f only. `from_rows` keeps r numbers per row for the backward pass; a plain linear map keeps the d_in numbers of f.
 """
 
 from __future__ import annotations

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 ITEMS_AT_ONCE = 8_192  # bounds memory while many rows are made
 
 
+def _pieces(num_items: int, device: torch.device) -> list[Tensor]:
+    starts = range(0, num_items, ITEMS_AT_ONCE)
+    return [torch.arange(start, min(start + ITEMS_AT_ONCE, num_items), device=device) for start in starts]
+
+
 class RefreshedRows(nn.Module):
     """One row per item as an encoder made it at some earlier step; part of the state dict, so that a run can go on.
 
@@ -33,7 +38,7 @@ class RefreshedRows(nn.Module):
     @torch.no_grad()
     def fill(self, make: Callable[[Tensor], Tensor]) -> None:
         """Make every row."""
-        for item in torch.arange(self.num_items, device=self.rows.device).split(ITEMS_AT_ONCE):
+        for item in _pieces(self.num_items, self.rows.device):
             self.rows[item] = make(item)
         self.cursor.zero_()
         self.filled.fill_(True)
@@ -81,7 +86,7 @@ class EvaluatedRows(nn.Module):
         """
         stamp = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources)
         if self._columns is None or stamp != self._stamp:
-            parts = [make(item) for item in torch.arange(num_items, device=sources[0].device).split(ITEMS_AT_ONCE)]
+            parts = [make(item) for item in _pieces(num_items, sources[0].device)]
             self._columns, self._stamp = tuple(torch.cat(column) for column in zip(*parts, strict=True)), stamp
         return self._columns
 

@@ -76,10 +76,9 @@ class _Texts(nn.Module):
         tokens = self.tokens_of(text)
         lengths = (tokens != 0).sum(1)
         order = torch.argsort(lengths, stable=True)
-        pieces = []
-        for at in order.split(TEXTS_AT_ONCE):
-            pieces.append((at, tokens[at, : max(int(lengths[at[-1]]), 1)]))
-        return pieces
+        starts = range(0, len(order), TEXTS_AT_ONCE)
+        pieces = [order[start : start + TEXTS_AT_ONCE] for start in starts]
+        return [(at, tokens[at, : max(int(lengths[at[-1]]), 1)]) for at in pieces]
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -90,8 +89,10 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int) -> Tensor:
     """Return (N, T, D) of softmax attention over the real tokens."""
 
+    rows, count, dim = query.shape
+
     def split(values: Tensor) -> Tensor:
-        return values.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return values.reshape(rows, count, heads, dim // heads).transpose(1, 2)
 
     query, key, value = split(query), split(key), split(value)
     scores = query @ key.mT / math.sqrt(query.shape[-1])

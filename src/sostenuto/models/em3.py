@@ -429,6 +429,8 @@ class EM3(nn.Module):
         item = candidates.item[first]
         known = fresh[first] & self.content.is_present(item).any(1) & (item < self.num_item_rows)
         rows = first[known]
+        left: Tensor
+        right: Tensor
         left, right = self.contrast_content(content[rows]), self.contrast_id(target[rows, : self.id_dim])
         if len(rows) < 2:
             return 0.0 * (left.sum() + right.sum())
