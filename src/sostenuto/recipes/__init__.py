@@ -26,6 +26,7 @@ from sostenuto.recipes.baselines import (
     trees_no_match,
     trees_recent50,
 )
+from sostenuto.recipes.content import em3, em3_no_contrastive, em3_no_end_to_end, em3_no_lora
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
 from sostenuto.schema.errors import SpecError, did_you_mean
 from sostenuto.training.config import RunConfig
@@ -54,6 +55,10 @@ RECIPES: dict[str, Recipe] = {
         sdim,
         sdim_recent50,
         sdim_no_match,
+        em3,
+        em3_no_end_to_end,
+        em3_no_lora,
+        em3_no_contrastive,
     )
 }
 
