@@ -20,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Vectors of 
 
 DataArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Prepared folder.")]
 
+NOTED_ERROR = 0.01  # of a cosine; int8 rows of text encoders stay below 0.0001
 ENCODERS = ("minilm", "static", "image", "collaborative", "vectors")
 
 
@@ -78,6 +79,8 @@ def build(
             rows, known, settings = ready_vectors(opened, chosen, vectors, ids, dim)
             built = build_vectors(opened, name or default, rows, known, encoder=chosen, settings=settings, **common)
     describe(built, as_json=as_json)
+    if built.cosine_error_max > NOTED_ERROR:
+        note(f"some rows lose their direction as {dtype}: cosine error {built.cosine_error_max:.3f}; try the other")
     if not as_json:
         note(f"next: sostenuto content near {data} ITEM --name {built.sizes.name}")
 
@@ -102,7 +105,7 @@ def list_content(data: DataArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def near(
     data: DataArgument,
-    item: Annotated[str, typer.Argument(help="Item, as in the log.")],
+    item: Annotated[str, typer.Argument(metavar="ITEM", help="Item, as in the log.")],
     name: Annotated[str, typer.Option(help="Content to compare by.")] = "text",
     k: Annotated[int, typer.Option(min=1, help="Items to show.")] = 5,
     as_json: JsonOption = False,
@@ -218,7 +221,8 @@ def ready_vectors(
         found = item_vectors(data, dim).last[:, :dim]
         rows = np.zeros((data.features.num_items, dim), np.float32)
         rows[: len(found)] = found
-        return rows, rows.any(1), {"dim": dim, "version": VECTORS_VERSION}
+        # rows are scaled to length 1 by norm + floor: below a half, an item hardly occurs and its direction is noise
+        return rows, np.linalg.norm(rows, axis=1) >= 0.5, {"dim": dim, "version": VECTORS_VERSION}
     from sostenuto.content.given import file_hash, given_vectors
 
     assert vectors is not None
@@ -233,6 +237,8 @@ def describe(manifest: ContentManifest, *, as_json: bool) -> None:
     if as_json:
         print_json(manifest.model_dump() | {"kinds": sorted(manifest.sizes.kinds)})
         return
+    from sostenuto.schema.features import FIRST_KNOWN
+
     m = manifest
     speed = f"{m.distinct / m.seconds:,.0f}" if m.seconds else None
     rows = [
@@ -240,7 +246,7 @@ def describe(manifest: ContentManifest, *, as_json: bool) -> None:
         ("encoder", m.encoder),
         ("width", m.sizes.vector_dim),
         ("holds", sorted(m.sizes.kinds)),
-        ("items with content", f"{m.known_items:,} of {m.num_items:,}"),
+        ("items with content", f"{m.known_items:,} of {m.num_items - FIRST_KNOWN:,}"),
         ("different texts, images or vectors", m.distinct),
         ("unreadable", m.unreadable),
         ("stored as", m.dtype),

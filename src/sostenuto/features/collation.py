@@ -13,7 +13,7 @@ from sostenuto.features.clock import local_clock
 from sostenuto.features.match import level_keys, match_features
 from sostenuto.features.popularity import PopularityIndex
 from sostenuto.features.view import HistoryView, view_features
-from sostenuto.schema.histories import Candidates, Context, History, RequestBatch, SequenceBatch
+from sostenuto.schema.histories import Candidates, Catalogue, Context, History, RequestBatch, SequenceBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -299,6 +299,13 @@ class Collator:
             "request": _tensor(np.arange(len(user)) if request is None else request),
             "user": _tensor(user),
         }
+
+    def catalogue(self) -> Catalogue:
+        """Return what the data say of every item, for rankers that keep a table of items."""
+        return Catalogue(
+            category=_tensor(np.asarray(self._category)),
+            fields={name: _tensor(np.asarray(column)) for name, column in self._item_fields.items()},
+        )
 
     def _of_items(self, item: Array) -> dict[str, Array]:
         return {name: np.take(column, item, axis=0) for name, column in self._item_fields.items()}

@@ -149,6 +149,24 @@ class Candidates(_OnDevice):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue(_OnDevice):
+    """What is known of I items, by item index: row i is item i."""
+
+    category: Tensor  # (I, K) int64
+    fields: Mapping[str, Tensor] = field(default_factory=dict)  # item fields, (I,) or (I, V)
+
+    @property
+    def num_items(self) -> int:
+        """I, padding and the unknown item included."""
+        return int(self.category.shape[0])
+
+    def part(self, first: int, last: int) -> Self:
+        """Return items first .. last; nothing is copied."""
+        rows = slice(first, last)
+        return replace(self, **{f.name: _cut(getattr(self, f.name), rows) for f in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Context(_OnDevice):
     """Moment, place and circumstances of B requests."""
 
@@ -255,4 +273,4 @@ class SequenceBatch(_OnDevice):
         )
 
 
-__all__ = ["Candidates", "Context", "History", "RankerOutput", "RequestBatch", "SequenceBatch"]
+__all__ = ["Candidates", "Catalogue", "Context", "History", "RankerOutput", "RequestBatch", "SequenceBatch"]

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sostenuto.schema.content import ItemContent
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch, SequenceBatch
+from sostenuto.schema.histories import (
+    Candidates,
+    Catalogue,
+    Context,
+    History,
+    RankerOutput,
+    RequestBatch,
+    SequenceBatch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,6 +92,22 @@ class LossAlongRanker(Ranker, Protocol):
         ...
 
 
+@runtime_checkable
+class ItemKeeper(Protocol):
+    """What a ranker offers whose scoring has parts that depend on the item alone."""
+
+    def keep_items(self, catalogue: Catalogue) -> int:
+        """Compute those parts once for every item of a catalogue, and return the bytes kept.
+
+        In evaluation mode `score` then looks them up, with the same scores; what the catalogue does not cover is
+        computed as before. Whatever may change a parameter makes the ranker forget them.
+
+        Raises:
+            ValueError: in training mode.
+        """
+        ...
+
+
 class FittedRanker(Ranker, Protocol):
     """A ranker that is fitted as a whole (trees, logistic regression) instead of by gradient steps."""
 
@@ -100,4 +124,12 @@ class FittedRanker(Ranker, Protocol):
         ...
 
 
-__all__ = ["AlongRanker", "ContentRanker", "FittedRanker", "LossAlongRanker", "Ranker", "Retriever"]
+__all__ = [
+    "AlongRanker",
+    "ContentRanker",
+    "FittedRanker",
+    "ItemKeeper",
+    "LossAlongRanker",
+    "Ranker",
+    "Retriever",
+]

@@ -36,8 +36,9 @@ from sostenuto.training.checkpoint import load_state, save_state
 from sostenuto.training.config import RunConfig, TrainingConfig, plain
 from sostenuto.training.loop import Hooks, Progress, restore, train
 from sostenuto.training.losses import Objective, objective_named
-from sostenuto.training.memory import MemoryPlan, forget_peak, keep_freed, peak_bytes, plan_memory, release_freed
+from sostenuto.training.memory import MemoryPlan, plan_memory
 from sostenuto.training.optimiser import RankerOptimiser
+from sostenuto.training.process_memory import forget_peak, keep_freed, peak_bytes, release_freed
 from sostenuto.training.reporting import Reporter, SilentReporter
 from sostenuto.training.run_folder import (
     Finished,
@@ -80,7 +81,7 @@ def process_settings(config: RunConfig, device: torch.device) -> Generator[int]:
     threads would not repeat itself.
     """
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    determinism = torch.get_deterministic_debug_mode()
     filling: Any = torch.utils.deterministic
     fill = filling.fill_uninitialized_memory
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
@@ -88,14 +89,15 @@ def process_settings(config: RunConfig, device: torch.device) -> Generator[int]:
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         if device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
+            # what `use_deterministic_algorithms` sets, without its loading a compiler of 70 MB
+            torch.set_deterministic_debug_mode("error")
             filling.fill_uninitialized_memory = False  # costs time and guards nothing here
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(config.training.seed)
             yield torch.get_num_threads()
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_deterministic_debug_mode(determinism)
         filling.fill_uninitialized_memory = fill
 
 
