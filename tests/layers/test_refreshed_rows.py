@@ -1,10 +1,10 @@
-"""Rows kept while training, and rows made once for evaluation."""
+"""Rows kept while training."""
 
 from __future__ import annotations
 
 import torch
 
-from sostenuto.layers.refreshed_rows import EvaluatedRows, RefreshedRows
+from sostenuto.layers.refreshed_rows import RefreshedRows
 
 
 def test_every_row_is_refreshed_once_a_round_and_no_more_than_asked():
@@ -34,29 +34,3 @@ def test_rows_of_a_resumed_run_go_on_where_they_were():
     assert bool(second.filled)
     assert int(second.cursor) == 4
     assert torch.equal(first.rows, second.rows)
-
-
-def test_evaluated_rows_are_made_once_for_the_parameters_of_now():
-    layer, rows, calls = torch.nn.Linear(1, 2), EvaluatedRows().eval(), []
-
-    def make(item):
-        calls.append(len(item))
-        return (layer(item[:, None].float()),)
-
-    def now():
-        return rows.columns(6, make, list(layer.parameters()))[0]
-
-    first = now()
-    assert now() is first
-    assert calls == [6]
-    assert rows.num_bytes == 6 * 2 * 4
-    with torch.no_grad():
-        layer.bias += 1.0
-    torch.testing.assert_close(now(), first + 1.0)
-    assert calls == [6, 6]
-    rows.train()
-    assert not rows.num_bytes
-    rows.eval()
-    now()
-    rows.load_state_dict(rows.state_dict())
-    assert not rows.num_bytes

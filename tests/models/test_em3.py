@@ -30,6 +30,8 @@ from sostenuto.evaluation.slices import by_new_item
 from sostenuto.models.em3 import EM3, EM3Config
 from sostenuto.models.table import default_config
 from sostenuto.schema.errors import RunError, SpecError
+from sostenuto.schema.histories import Catalogue
+from sostenuto.schema.ranker import ItemKeeper
 from sostenuto.training.config import Budget, RunConfig, TrainingConfig
 from sostenuto.training.run import run_training
 
@@ -251,6 +253,29 @@ def test_the_item_table_is_made_once_per_model_version_and_equals_the_way_withou
     assert made[0] == made[-1] == 40
     assert len(made) == 3
     assert not torch.allclose(other, by_table, atol=1e-4)
+
+
+def test_kept_items_score_the_same():
+    ranker, batch = em3(), make_batch(SPEC, [(9, 6), (4, 4)], 0)
+    wanted, item = logits(ranker, batch), batch.candidates.item
+    about = Catalogue(
+        category=torch.zeros(40, batch.candidates.category.shape[1], dtype=torch.int64).index_put(
+            (item,), batch.candidates.category
+        ),
+        fields={
+            f.name: torch.zeros(40, *column.shape[1:], dtype=column.dtype).index_put((item,), column)
+            for f in SPEC.item_fields
+            if (column := batch.candidates.fields[f.name]) is not None
+        },
+    )
+    assert isinstance(ranker, ItemKeeper)
+    assert ranker.keep_items(about) == ranker.kept.num_bytes + ranker.kept_contents.num_bytes
+    assert ranker.kept.rows(batch.candidates) is None  # a gradient may be wanted
+    with torch.no_grad():
+        assert ranker.kept.rows(batch.candidates) is not None
+    torch.testing.assert_close(logits(ranker, batch), wanted, rtol=1e-5, atol=1e-5)
+    ranker.train()
+    assert not ranker.kept_contents.num_bytes
 
 
 def test_the_state_holds_items_and_not_their_contents():

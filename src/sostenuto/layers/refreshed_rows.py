@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 ITEMS_AT_ONCE = 8_192  # bounds memory while many rows are made
-
-
-def _pieces(num_items: int, device: torch.device) -> list[Tensor]:
-    starts = range(0, num_items, ITEMS_AT_ONCE)
-    return [torch.arange(start, min(start + ITEMS_AT_ONCE, num_items), device=device) for start in starts]
 
 
 class RefreshedRows(nn.Module):
@@ -38,7 +32,8 @@ class RefreshedRows(nn.Module):
     @torch.no_grad()
     def fill(self, make: Callable[[Tensor], Tensor]) -> None:
         """Make every row."""
-        for item in _pieces(self.num_items, self.rows.device):
+        for start in range(0, self.num_items, ITEMS_AT_ONCE):
+            item = torch.arange(start, min(start + ITEMS_AT_ONCE, self.num_items), device=self.rows.device)
             self.rows[item] = make(item)
         self.cursor.zero_()
         self.filled.fill_(True)
@@ -61,58 +56,4 @@ class RefreshedRows(nn.Module):
         return end == self.num_items
 
 
-class EvaluatedRows(nn.Module):
-    """Columns of all items, made once for the parameters of now, for evaluation without gradients.
-
-    Whatever may change a parameter empties them: training mode, loading, moving, and changes in place, which the
-    tensors' version counters tell. They are no part of a state dict.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._columns: tuple[Tensor, ...] | None = None
-        self._stamp: tuple[tuple[int, int], ...] = ()
-
-    @torch.no_grad()
-    def columns(
-        self, num_items: int, make: Callable[[Tensor], Sequence[Tensor]], sources: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """Return (num_items, width) columns; they are made where they are not at hand.
-
-        Args:
-            num_items: I.
-            make: gives columns of (n,) items.
-            sources: parameters and buffers that `make` reads.
-        """
-        stamp = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources)
-        if self._columns is None or stamp != self._stamp:
-            parts = [make(item) for item in _pieces(num_items, sources[0].device)]
-            self._columns, self._stamp = tuple(torch.cat(column) for column in zip(*parts, strict=True)), stamp
-        return self._columns
-
-    def empty(self) -> None:
-        """Forget them."""
-        self._columns = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes kept."""
-        return sum(column.nbytes for column in self._columns or ())
-
-    def train(self, mode: bool = True) -> Self:
-        """Empty in training mode."""
-        if mode:
-            self.empty()
-        return super().train(mode)
-
-    def _apply(self, *given: Any, **named: Any) -> Self:
-        self.empty()
-        moved: Self = super()._apply(*given, **named)  # type: ignore[no-untyped-call]
-        return moved
-
-    def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
-        self.empty()
-        super()._load_from_state_dict(*given, **named)
-
-
-__all__ = ["EvaluatedRows", "RefreshedRows"]
+__all__ = ["RefreshedRows"]

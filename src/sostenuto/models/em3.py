@@ -22,8 +22,9 @@ from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.fusion_q_former import FusionQFormer
 from sostenuto.layers.initialise import xavier_linear, zero_linear
+from sostenuto.layers.item_table import ItemTable
 from sostenuto.layers.lora import LoRALinear
-from sostenuto.layers.refreshed_rows import EvaluatedRows, RefreshedRows
+from sostenuto.layers.refreshed_rows import RefreshedRows
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
 from sostenuto.layers.taste import TasteState
@@ -37,7 +38,7 @@ from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
 from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import ContentField, FeatureSpec
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
+from sostenuto.schema.histories import Candidates, Catalogue, Context, History, RankerOutput, RequestBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,7 +275,7 @@ class EM3(nn.Module):
             self.of_behaviours.set_base(self.to_target.weight, self.to_target.bias)
         self.cache = RefreshedRows(features.num_items, self.content.out_dim)
         self.register_buffer("base", torch.zeros(0 if config.history_map == "full" else features.num_items, width))
-        self.kept = EvaluatedRows()
+        self.kept, self.kept_contents = ItemTable(), ItemTable()
         self.content_attention = TargetAttention(
             width, config.content_units, activation=config.attention_activation, normalise=config.normalise
         )
@@ -301,12 +302,23 @@ class EM3(nn.Module):
     def take_content(self, content: Mapping[str, ItemContent]) -> None:
         """Keep the content of all items; see `schema.ranker.ContentRanker`."""
         self.content.take_content(content)
-        self.kept.empty()
+        self.kept_contents.empty()
 
     def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]) -> None:
         """Set what depends on the data before the first step: see `RequestFeatures.calibrate`, and fill the cache."""
         self.requests.calibrate(self.histories.items, batches, item_vectors)
         self._fill_cache()
+
+    def keep_items(self, catalogue: Catalogue) -> int:
+        """Keep every item's vector and content vectors for scoring; see `schema.ranker.ItemKeeper`."""
+        items = self.histories.items
+
+        def made(item: Tensor, about: Catalogue) -> dict[str, Tensor]:
+            return {"target": items(item, about.category, about.fields)}
+
+        num_bytes = self.kept.fill(items.catalogue_of(catalogue), made, [*items.parameters(), *items.buffers()])
+        self._keep_contents()
+        return num_bytes + self.kept_contents.num_bytes
 
     # -- the two functions --------------------------------------------------------------------------------------------
 
@@ -330,8 +342,7 @@ class EM3(nn.Module):
     def score(self, state: EM3State, candidates: Candidates, context: Context) -> RankerOutput:
         """Weigh the behaviours for each candidate, by id and by content, and read the tower."""
         past = state.history
-        version = self.requests.version(self.histories.items, state.taste, candidates)
-        target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
+        target = self._target(state, candidates)
         content, behaviours, fresh = self._contents(candidates.item, state.item)
         hidden, gaps = self.histories.at_request(past, context)
         ones = past.key.new_ones(past.key.shape[0], 1)
@@ -355,6 +366,14 @@ class EM3(nn.Module):
             losses["contrastive"] = self.config.contrastive_weight * self._contrast(content, target, fresh, candidates)
         return RankerOutput(logits=logits, aux_losses=losses)
 
+    def _target(self, state: EM3State, candidates: Candidates) -> Tensor:
+        """Return the (N, D) id vectors of the candidates' items."""
+        if (kept := self.kept.rows(candidates)) is not None:
+            return kept["target"]
+        version = self.requests.version(self.histories.items, state.taste, candidates)
+        found: Tensor = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
+        return found
+
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:
         """Score candidates against histories."""
         return self.score(self.encode(histories), candidates, context)
@@ -375,8 +394,8 @@ class EM3(nn.Module):
         if self.training:
             return self._bounded(targets, behaviours)
         if not torch.is_grad_enabled():
-            of_targets, of_behaviours = self.kept.columns(self.num_items, self.content_vectors, self._sources())
-            return of_targets[targets], spread_rows(of_behaviours, behaviours), None
+            kept = self.kept_contents.columns() or self._keep_contents()
+            return kept["target"][targets], spread_rows(kept["behaviour"], behaviours), None
         found = distinct_values(torch.cat([targets, behaviours]), self.num_items)
         of_targets, of_behaviours = self.content_vectors(torch.cat([targets, behaviours])[found.first])
         count = len(targets)
@@ -475,9 +494,21 @@ class EM3(nn.Module):
         end = int(self.cache.cursor) or self.num_items
         return torch.arange(max(end - self.config.refreshed, 0), end, device=self.base.device)
 
-    def _sources(self) -> list[Tensor]:
+    def _keep_contents(self) -> Mapping[str, Tensor]:
+        """Make the content vectors of all items for the parameters of now, and return them."""
+
+        def made(item: Tensor, _: Catalogue) -> dict[str, Tensor]:
+            target, behaviour = self.content_vectors(item)
+            return {"target": target, "behaviour": behaviour}
+
+        nothing = torch.zeros(self.num_items, 0, dtype=torch.int64, device=self.base.device)
         parts: list[nn.Module] = [self.content, self.to_target, self.of_behaviours]
-        return [t for part in parts for t in (*part.parameters(), *part.buffers())]
+        sources = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+        self.kept_contents.fill(Catalogue(category=nothing), made, sources)
+        with torch.no_grad():
+            kept = self.kept_contents.columns()
+        assert kept is not None
+        return kept
 
     base: Tensor
 
