@@ -58,17 +58,21 @@ class _Texts(nn.Module):
         """Distinct texts, row 0 included."""
         return len(self.item_of)
 
-    def of_items(self, item: Tensor) -> Tensor:
-        """Return the (N,) int64 text rows of items; 0 = no text."""
+    def _check(self) -> None:
         if not len(self.item_of):
             raise RunError(
                 f"content {self.name!r} must be handed over before a ranker is asked, nothing came; "
                 "call take_content with content.store.open_content, or open the run with `open_run`"
             )
+
+    def of_items(self, item: Tensor) -> Tensor:
+        """Return the (N,) int64 text rows of items; 0 = no text."""
+        self._check()
         return self.text_row[item].long()
 
     def tokens_of(self, text: Tensor) -> Tensor:
         """Return (N, max_tokens) int64 token ids of text rows; 0 = padding. A longer text keeps its beginning."""
+        self._check()
         return self.tokens[self.item_of[text]][:, : self.max_tokens].long()
 
     def by_length(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -146,6 +146,17 @@ class TextModality(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.out_dim = encoder.out_dim
+        self._at_hand: Tensor | None = None
+
+    @contextlib.contextmanager
+    def at_hand(self) -> Generator[None]:
+        """Encode every text once; calls inside look it up: they are for many parts of the catalogue."""
+        with torch.no_grad():
+            self._at_hand = self.encoder(torch.arange(self.encoder.num_texts, device=self.encoder.item_of.device))
+        try:
+            yield
+        finally:
+            self._at_hand = None
 
     def set_content(self, content: ItemContent) -> None:
         """Take tokens or states over."""
@@ -154,6 +165,8 @@ class TextModality(nn.Module):
     def forward(self, item: Tensor) -> Tensor:
         """Return (N, out_dim) of (N,) items."""
         text = self.encoder.of_items(item)
+        if self._at_hand is not None:
+            return spread_rows(self._at_hand, text)
         found = distinct_values(text, self.encoder.num_texts)
         vectors: Tensor = self.encoder(text[found.first])
         return spread_rows(vectors, found.place)
@@ -196,6 +209,20 @@ class ContentEncoder(nn.Module):
         tokens = torch.stack([self.project[name](m(item)) for name, m in self.modalities.items()], 1)
         fused: Tensor = self.fuse(tokens, self.is_present(item))
         return fused
+
+    @contextlib.contextmanager
+    def for_all_items(self) -> Generator[None]:
+        """Prepare for calls that together ask for every item, without gradients or dropout."""
+        was_training = self.training
+        self.eval()
+        try:
+            with contextlib.ExitStack() as stack:
+                for modality in self.modalities.values():
+                    if isinstance(modality, TextModality):
+                        stack.enter_context(modality.at_hand())
+                yield
+        finally:
+            self.train(was_training)
 
     def is_present(self, item: Tensor) -> Tensor:
         """Return (N, M) bool."""
@@ -474,7 +501,7 @@ class EM3(nn.Module):
             self.content.train(was_training)
 
     def _fill_cache(self) -> None:
-        with self._exact():
+        with self.content.for_all_items():
             self.cache.fill(self.content)
         self._synchronise()
 
@@ -504,7 +531,8 @@ class EM3(nn.Module):
         nothing = torch.zeros(self.num_items, 0, dtype=torch.int64, device=self.base.device)
         parts: list[nn.Module] = [self.content, self.to_target, self.of_behaviours]
         sources = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-        self.kept_contents.fill(Catalogue(category=nothing), made, sources)
+        with self.content.for_all_items():
+            self.kept_contents.fill(Catalogue(category=nothing), made, sources)
         with torch.no_grad():
             kept = self.kept_contents.columns()
         assert kept is not None
