@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import datetime
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from sostenuto.data.content_folder import write_content
 from sostenuto.data.prepared import (
     FORMAT_VERSION,
     Array,
@@ -53,9 +55,12 @@ HABIT_EVENTS, HABIT_LEAST = 600, 300  # of a user of habits, on average and at l
 HABIT_SHARES = (0.7, 0.15, 0.15)  # of the loyal events of habits: drifting taste, habit of the weekday, of the place
 RARE_FROM = -(-KINDS * (GROUPS - 1) // GROUPS)  # prior_intents: kinds from this on, the last group, are the rare intent
 RARE_SHARE = 0.06  # of its events
+NEW_SHARE = 0.3  # of the items of mixed_content: they come up after the training requests
+CONTENT = 8  # width of each of its two content vectors
 START = datetime.datetime(2023, 1, 2, tzinfo=datetime.UTC)  # a Monday
 DAYS = 364
 DAY_S = 86_400
+TRAIN_SHARE, VALID_SHARE = 0.6, 0.2  # of the requests, in order of time; the rest is the test split
 VIEW, BUY = "view", "buy"
 
 
@@ -104,6 +109,13 @@ WORLDS: dict[str, World] = {
             title=f"The newest {NEWEST} behaviours are noise; older ones tell the taste",
             seen_by=f"behaviours older than the newest {NEWEST}",
             favourites=3,
+        ),
+        World(
+            name="mixed_content",
+            title="Text and image of an item tell together, and only together, which of two classes it is; users like "
+            "one class; many items of later requests are new",
+            seen_by="both contents, mixed by more than a sum",
+            favourites=1,
         ),
         World(name="noise", title="Labels depend on nothing", seen_by="nothing", favourites=3),
         World(
@@ -157,6 +169,7 @@ class WorldLog:
     logit: Array  # (R, CANDIDATES) float32, the truth
     label: Array  # (R, CANDIDATES) float32
     part: Array  # (R, CANDIDATES) int8, habits: drawn for the taste (1), the weekday (2), the place (3), nothing (0)
+    item_content: Mapping[str, Array] = field(default_factory=dict)  # (I, CONTENT) float32 by name; most have none
 
     @property
     def item_group(self) -> Array:
@@ -293,6 +306,8 @@ def world_log(
     if requests < 1:
         raise SpecError(f"requests must be at least 1, got {requests}")
 
+    if name == "mixed_content":
+        return _mixed_content(events, users, items, requests, seed)
     rng = generator(seed, "world", name)
     taste = _Taste(
         kind_from=rng.integers(0, KINDS, users),
@@ -385,6 +400,78 @@ def _any_kind(name: str, rank: Array, rng: np.random.Generator) -> Array:
         return rng.integers(0, KINDS, len(rank))
     low, high = np.where(rank == 1, RARE_FROM, 0), np.where(rank == 1, KINDS, RARE_FROM)
     return rng.integers(low, high)
+
+
+def _mixed_content(events: int, users: int, items: int, requests: int, seed: int) -> WorldLog:
+    """Draw the world whose items are known by their content alone.
+
+    Text and image of an item each lie at one of two points. An item is of class 1 where both lie at the first or both
+    at the second, else of class 0: either alone, and every sum of parts, says nothing. Kinds, groups and the item
+    vector are drawn without regard to the class.
+    """
+    rng = generator(seed, "world", "mixed_content")
+    kind = np.sort(rng.integers(0, KINDS, items)).astype(np.int16)
+    side = rng.integers(0, 2, (items, 2))
+    of_class = (side[:, 0] == side[:, 1]).astype(np.int64)
+    points = rng.standard_normal((2, CONTENT))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    contents = [
+        ((2 * side[:, [m]] - 1) * points[m] + 0.1 * rng.standard_normal((items, CONTENT))).astype(np.float32)
+        for m in range(2)
+    ]
+    is_new = rng.random(items) < NEW_SHARE
+    pools = {(c, new): np.flatnonzero((of_class == c) & (new | ~is_new)) for c in range(2) for new in (False, True)}
+
+    def drawn(wanted: Array, with_new: Array) -> Array:
+        u = rng.random(len(wanted))
+        out = np.zeros(len(wanted), np.int64)
+        for (c, new), pool in pools.items():
+            here = (wanted == c) & (with_new == new)
+            out[here] = pool[(u[here] * len(pool)).astype(np.int64)]
+        return out
+
+    likes = rng.integers(0, 2, users)
+    user = np.repeat(np.arange(users, dtype=np.int64), _lengths(events, users, 2, rng))
+    span = DAYS * DAY_S
+    time_s = np.sort((user << 32) | rng.integers(0, span, events)) & 0xFFFFFFFF
+    loyal = rng.random(events) < LOYALTY
+    event_item = drawn(np.where(loyal, likes[user], rng.integers(0, 2, events)), np.zeros(events, bool))
+
+    at_s = np.sort(rng.integers(int(span * 0.4), span, requests))
+    who = rng.integers(0, users, requests)
+    cell = (requests, CANDIDATES)
+    late = np.repeat(np.arange(requests) >= int(requests * TRAIN_SHARE), CANDIDATES)
+    item = drawn(rng.integers(0, 2, requests * CANDIDATES), late).reshape(cell)
+    for _ in range(100):  # a request shows no item twice
+        ordered = np.sort(item, axis=1)
+        again = (ordered[:, 1:] == ordered[:, :-1]).any(1)
+        if not again.any():
+            break
+        rows = np.repeat(again, CANDIDATES)
+        item[again] = drawn(rng.integers(0, 2, int(rows.sum())), late[rows]).reshape(-1, CANDIDATES)
+    probability = np.where(of_class[item] == likes[who][:, None], LIKED, OTHER)
+    start_ms = int(START.timestamp()) * 1000
+    return WorldLog(
+        name="mixed_content",
+        seed=seed,
+        num_users=users,
+        event_user=user.astype(np.int32),
+        event_time_ms=start_ms + time_s * 1000,
+        event_item=event_item.astype(np.int32),
+        event_place=rng.integers(0, PLACES, events).astype(np.int16),
+        event_action=(rng.random(events) < 0.5).astype(np.int8),
+        event_value=np.round(rng.lognormal(1.0, 0.5, events), 2).astype(np.float32),
+        item_kind=kind,
+        item_vector=rng.standard_normal((items, VECTOR)).astype(np.float32),
+        request_user=who.astype(np.int32),
+        request_time_ms=start_ms + at_s * 1000,
+        request_place=rng.integers(0, PLACES, requests).astype(np.int16),
+        candidate_item=item.astype(np.int32),
+        logit=np.log(probability / (1 - probability)).astype(np.float32),
+        part=np.zeros(cell, np.int8),
+        label=(rng.random(cell) < probability).astype(np.float32),
+        item_content={"image": contents[1], "text": contents[0]},
+    )
 
 
 def _decoys(name: str, taste: _Taste, user: Array, liked: Array, centres: Array, rng: np.random.Generator) -> Array:
@@ -483,7 +570,8 @@ def make_world(
 ) -> Path:
     """Write a world as a log somebody could have: events, exposures, items, `spec.toml`; and its truth.
 
-    `truth.parquet` has the true logit of every row of exposures.parquet, `truth.json` the oracle's AUC.
+    `truth.parquet` has the true logit of every row of exposures.parquet, `truth.json` the oracle's AUC. A world
+    that has content vectors writes them to `<name>.parquet`, for `sostenuto content build --vectors`.
 
     Args:
         name:     one of `WORLDS`.
@@ -537,6 +625,10 @@ def make_world(
     pl.DataFrame({"request": request, "item": log.candidate_item.ravel(), "logit": log.logit.ravel()}).write_parquet(
         folder / "truth.parquet", compression="lz4"
     )
+    for content, vectors in log.item_content.items():
+        pl.DataFrame({"item_id": np.arange(len(vectors), dtype=np.int32), "vector": vectors}).write_parquet(
+            folder / f"{content}.parquet"
+        )
     truth = _truth(log)
     (folder / "truth.json").write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
     path = folder / "spec.toml"
@@ -629,9 +721,9 @@ def world_prepared(
     folder = Path(folder)
     count = len(log.request_user)
     cuts = {
-        "train": (0, int(count * 0.6)),
-        "valid": (int(count * 0.6), int(count * 0.8)),
-        "test": (int(count * 0.8), count),
+        "train": (0, int(count * TRAIN_SHARE)),
+        "valid": (int(count * TRAIN_SHARE), int(count * (TRAIN_SHARE + VALID_SHARE))),
+        "test": (int(count * (TRAIN_SHARE + VALID_SHARE)), count),
     }
     training = log.event_time_ms < log.request_time_ms[min(cuts["valid"][0], count - 1)]
 
@@ -733,7 +825,12 @@ def world_prepared(
             arrays_hash=arrays_hash(folder),
         ),
     )
-    return PreparedData(folder)
+    data = PreparedData(folder)
+    for content, vectors in log.item_content.items():
+        rows = np.concatenate([np.zeros((FIRST_KNOWN, vectors.shape[1]), np.float32), vectors[order]])
+        known = np.arange(len(rows)) >= FIRST_KNOWN
+        write_content(folder, content, vectors=rows, known=known, encoder="world")
+    return data
 
 
 __all__ = ["WORLDS", "World", "WorldLog", "expected_auc", "make_world", "world_log", "world_prepared"]

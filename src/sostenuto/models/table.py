@@ -271,6 +271,22 @@ _add(
     )
 )
 
+_add(
+    ModelEntry(
+        name="em3",
+        title="End-to-end multimodal encoders and ranker (EM3)",
+        paper="arXiv:2404.06078",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        content=("vectors", "tokens", "states"),
+        where="sostenuto.models.em3:EM3",
+        config="sostenuto.models.em3:EM3Config",
+    )
+)
+
 
 def entry_of(name: str) -> ModelEntry:
     """Return the row of a model, or say which names there are."""
