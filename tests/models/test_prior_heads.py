@@ -41,7 +41,7 @@ from sostenuto.training.optimiser import RankerOptimiser
 
 SPEC = view_of(PREPARED, match=False)
 S, C, P = 2, 3, 4
-PLAIN = Steering(masks=False, level="raw", habit=0.0)  # nothing but the heads' own scores
+PLAIN = Steering(masks=False)  # nothing but the heads' own scores
 BACKBONES = ("sasrec", "hstu")
 COMPOSITIONS = ("additive", "multiplicative", "hierarchical")
 each_backbone = pytest.mark.parametrize("backbone", BACKBONES)
@@ -145,7 +145,7 @@ def test_fresh_cosine_heads_score_as_a_backbone_of_that_temperature():
 @each_backbone
 def test_a_fresh_prior_without_knowledge_only_shifts_the_scores_of_a_user(backbone):
     """Masks on and heads at one level, but every item in every group: the order of candidates is the backbone's."""
-    ranker = heads(backbone, fresh=True, similarity="inner")
+    ranker = heads(backbone, fresh=True, similarity="inner", steering=Steering(level=1.0))
     ranker.items.fill_(True)
     batch = few(5, 9)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_a_fresh_prior_without_knowledge_only_shifts_the_scores_of_a_user(backbo
 
 @each_backbone
 @each_composition
-@pytest.mark.parametrize("level", ["group", "raw"])
+@pytest.mark.parametrize("level", [0.0, 1.0])
 def test_the_list_is_ranked_by_the_best_head_and_every_source_may_propose_its_item(backbone, compose, level):
     ranker = heads(backbone, compose, steering=Steering(level=level))
     batch = few(5, 0, 9)
@@ -477,7 +477,7 @@ def test_actions_of_targets_choose_the_heads_and_candidates_are_free():
 
 
 def test_a_saved_model_decodes_alike_with_its_priors(tmp_path):
-    ranker, batch = heads(), few(5, 0, 9)
+    ranker, batch = heads(steering=Steering(level=1.0, habit=1.0)), few(5, 0, 9)
     ranker.share.copy_(torch.tensor([0.7, 0.2, 0.1]))
     ranker.anchor_item.random_(2, 40)
     ranker.size.fill_(9.0)
@@ -509,7 +509,7 @@ def test_knobs_raise_the_heads_they_name():
     ranker.share.copy_(torch.tensor([0.7, 0.2, 0.1]))
 
     def offsets(**knobs):
-        ranker.steering = Steering(**{"level": "raw", "habit": 0.0, **knobs})
+        ranker.steering = Steering(**knobs)
         with torch.no_grad():
             return ranker.read(ranker.encode(batch.histories), batch.context).offset[0]
 
@@ -524,7 +524,7 @@ def test_knobs_raise_the_heads_they_name():
 
 def test_a_head_is_levelled_by_what_it_may_propose():
     """With anchors that are the whole group, exp(score) sums to 1 over the group: a log-probability."""
-    ranker = heads(prior=PriorConfig(source="graph", groups=C, anchors=13), steering=Steering(habit=0.0))
+    ranker = heads(prior=PriorConfig(source="graph", groups=C, anchors=13), steering=Steering(level=1.0))
     groups = [[i for i in range(2, 40) if i % C == c] for c in range(C)]
     with torch.no_grad():
         anchors = items_of([*itertools.chain.from_iterable(g[:12] + g[:1] for g in groups), *range(2, 15)])
@@ -564,7 +564,7 @@ def test_batches_without_a_future_are_refused():
 
 SMALL = SASRecConfig(width=32, hidden=32, heads=2, dropout=0.1)
 BY_GROUP = PriorConfig(source="category", groups=6)
-EVEN = Steering(habit=0.5)  # exposures show the rare group as often as the others
+EVEN = Steering(level=1.0, habit=0.5)  # exposures show the rare group as often as the others
 RUNS = {
     "plain": PriorHeadsConfig(
         sasrec=SMALL, prior=BY_GROUP, heads=AdapterConfig(compose="off"), segments=1, steering=PLAIN

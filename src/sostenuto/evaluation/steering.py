@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sostenuto.data.prepared import PreparedData
     from sostenuto.features.collation import Collator
 
-KNOBS = ("habit", "frequency", "long_term")
+KNOBS = ("habit", "frequency", "long_term", "level")
 VALUES = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
 
 
@@ -116,7 +116,7 @@ def steering_curve(
     Args:
         ranker:   a model with heads, on `device`.
         collator: of the data and view that it was trained with.
-        knob:     habit, frequency or long_term; see `Steering`.
+        knob:     habit, frequency, long_term or level; see `Steering`.
         values:   of the knob.
         split:    valid or test.
         requests: at most so many, drawn by `seed`.

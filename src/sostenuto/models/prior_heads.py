@@ -39,15 +39,13 @@ class Steering:
     A head's scores are raised or lowered as a whole, so that a candidate's score still depends on no other candidate.
     """
 
-    # `group`: a head's scores become log-probabilities among the items it may propose, so that heads can be compared
-    # (ours: a head that is held against its own group alone leaves open how high all its scores lie); `raw`: published
-    level: Literal["group", "raw"] = "group"
+    # 0 is published: scores as the heads give them. 1: log-probabilities among the items that a head may propose, so
+    # that heads can be compared: one held against its own group alone leaves open how high all its scores lie. Ours
+    level: float = 0.0
     masks: bool = True  # heads propose compatible items only, and user groups close the other groups' heads
     merge: Literal["combine", "average"] = "combine"  # the best head's score, or the mean of the open heads'
     given: tuple[int, ...] | None = None  # groups whose heads may speak; None = all. An action: "predict the purchase"
-    habit: float = (
-        1.0  # times log of the group's share in the user's own history: 1 accuracy, 0 and less diversity. Ours
-    )
+    habit: float = 0.0  # times log of a group's share in the user's own history: > 0 accuracy, < 0 exploration. Ours
     frequency: float = 0.0  # times log of the group's share in training: < 0 raises rare groups. Ours
     long_term: float = 0.0  # -1 .. 1 and beyond: raises heads of the far future against those of the near one. Ours
 
@@ -208,8 +206,8 @@ class PriorHeads(nn.Module):
         """Return what every head asks for, and how steering weighs it."""
         user = self.backbone.query(state.backbone, context)
         vectors, offset = self._scaled(self.heads(user)), self._offsets(state, user)
-        if self.steering.level == "group":
-            offset = offset - self._level(vectors)
+        if self.steering.level:
+            offset = offset - self.steering.level * self._level(vectors)
         return Reading(vectors, offset)
 
     def _level(self, vectors: Tensor) -> Tensor:
@@ -247,7 +245,9 @@ class PriorHeads(nn.Module):
         open_groups = torch.ones_like(by_group, dtype=torch.bool)
         if steering.given is not None:
             if not bool((group >= 0).any()):
-                raise SpecError("Steering.given must be none for a model without heads of groups; compose them first")
+                raise SpecError(
+                    "Steering.given must be none for a model without heads of groups; compose them first"
+                )
             given = torch.tensor(steering.given, device=user.device)
             if int(given.min()) < 0 or int(given.max()) >= self.num_groups:
                 raise SpecError(

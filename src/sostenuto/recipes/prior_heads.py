@@ -59,7 +59,7 @@ def _off(config: RunConfig) -> RunConfig:
     model = dataclasses.replace(
         model,
         heads=dataclasses.replace(model.heads, compose="off"),
-        steering=dataclasses.replace(model.steering, masks=False, level="raw", habit=0.0),
+        steering=dataclasses.replace(model.steering, masks=False),
     )
     return dataclasses.replace(config, name=f"{config.name}_off", model_config=model)
 

@@ -12,6 +12,7 @@ from sostenuto.reports.page import picture
 WORDS = {
     "habit": "how much heads follow the user's own mix of groups",
     "frequency": "how much heads follow the mix of groups in training",
+    "level": "how far every head's scores are brought to probabilities of its own group",
     "long_term": "how much heads of the far future are raised against those of the near one",
 }
 
