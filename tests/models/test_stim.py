@@ -296,7 +296,8 @@ def expert_outputs(ranker, state, batch, vectors):
     out = []
     for alive, expert in zip(ranker.alive(state, batch.context), ranker.attend, strict=True):
         taken, bias = ranker.attended(alive, state)
-        out.append(expert(query, batch.candidates.offsets, padded, taken, bias))
+        found = expert(query, batch.candidates.offsets, padded, taken, bias)
+        out.append(torch.cat([part.view(len(query), -1) for part in found], 1))
     return out
 
 
@@ -312,7 +313,7 @@ def test_5_what_a_mask_leaves_out_has_no_influence_on_its_expert(path):
             outside[alive.held.positions] = False
             other = state.vectors + 3.0 * outside[:, None]
             after = expert_outputs(ranker, state, batch, other)
-            torch.testing.assert_close(after[e], before[e], rtol=0, atol=0)
+            torch.testing.assert_close(after[e], before[e], rtol=0, atol=1e-30)  # the compiled exp ends at 1e-38
             moved += sum(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
         assert moved > 2  # the others do see them
 

@@ -54,7 +54,7 @@ EXPERTS: tuple[Expert, ...] = ("recent", "hour", "week", "place", "global")
 FORGETTING = ("soft", "hard", "none")
 FORGOTTEN = math.log(1e-4)  # ln R below which the soft curve leaves a behaviour out: it could weigh next to nothing
 PERIOD_DAYS = {"hour": 1, "week": 7}  # whose ages go by whole periods
-OUT = -1e9  # added to the score of what a mask leaves out: its weight is 0 beside the null behaviour
+OUT = -1e9  # added to the score of what a mask leaves out: its weight is below 1e-37 beside the null behaviour
 GAIN, NULL = 5.0, 4.0  # at the start: one behaviour of the same kind weighs what the null behaviour does
 NUM_STATS = 3  # per expert, for the gate
 
@@ -304,14 +304,18 @@ class MaskedExpert(nn.Module):
         with torch.no_grad():
             self.query.weight.copy_(self.key.weight)
         self.value = xavier_linear(width, width, bias=False)
+        with torch.no_grad():
+            self.value.weight.copy_(torch.eye(width))  # what is read can be compared with the candidate from the start
         self.gain = nn.Parameter(torch.tensor(math.log(GAIN)))
         self.null = nn.Parameter(torch.tensor(NULL))
         self.units = nn.Sequential(
             xavier_linear(3 * width + 1, width), nn.PReLU(width, init=0.1), xavier_linear(width, width)
         )
 
-    def forward(self, query: Tensor, query_offsets: Tensor, vectors: Tensor, taken: Taken, bias: Tensor) -> Tensor:
-        """Return (Nc, width).
+    def forward(
+        self, query: Tensor, query_offsets: Tensor, vectors: Tensor, taken: Taken, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return (Nc, width) what it makes of the behaviours, and (Nc,) how far they speak for the candidate.
 
         Args:
             query: (Nc, width) candidates as behaviours of now and here.
@@ -332,8 +336,8 @@ class MaskedExpert(nn.Module):
             torch.cat([self.value(found), (position < null).float()[:, None]], 1),
             torch.cat([bias, self.null.expand(rows)]).index_select(0, place),
         )
-        result: Tensor = self.units(torch.cat([read, query, read[:, :-1] * query], 1))
-        return result
+        agreement = read[:, :-1] * query
+        return self.units(torch.cat([read, query, agreement], 1)), agreement.sum(1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -425,6 +429,7 @@ class STIM(nn.Module):
             + short_dim
             + asked_dim
             + parts
+            + len(self.experts)
             + (self.distance.linear.out_features if self.distance is not None else 0)
             + self.requests.out_dim,
             config.tower_units,
@@ -550,7 +555,7 @@ class STIM(nn.Module):
         asked = torch.cat([as_item, torch.cat([moment, *here], 1)[row]], 1)
         query = as_item + (moment + here[0] if here else moment)[row]
 
-        mixed = self.mixed(state, candidates, context, query, asked)
+        mixed, agreements = self.mixed(state, candidates, context, query, asked)
         losses = {}
         if self.training and self.config.gate == "query" and self.config.balance_weight:
             losses["balance"] = self.config.balance_weight * mixed.balance
@@ -569,7 +574,7 @@ class STIM(nn.Module):
             torch.cat([target, target * short[:, : target.shape[1]], *read, *(part * as_item for part in read)], 1)
         )
         numbers = self.requests(items, state.taste, candidates, context)
-        parts = [pooled, short, asked, *self._distances(candidates, context), numbers]
+        parts = [pooled, short, asked, agreements, *self._distances(candidates, context), numbers]
         logits: Tensor = self.tower(torch.cat(parts, 1)).squeeze(1)
         if self.wide is not None:
             logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
@@ -591,22 +596,30 @@ class STIM(nn.Module):
         kept = newest_moments(held.offsets, state.time_ms[held.positions], self.config.kept)
         return Alive(Taken(held.positions[kept.positions], kept.offsets), retained.index_select(0, kept.positions))
 
-    def mixed(self, state: STIMState, candidates: Candidates, context: Context, query: Tensor, asked: Tensor) -> Mixed:
-        """Let the experts read, and mix them by the gate."""
+    def mixed(
+        self, state: STIMState, candidates: Candidates, context: Context, query: Tensor, asked: Tensor
+    ) -> tuple[Mixed, Tensor]:
+        """Let the experts read, mix them by the gate, and say (Nc, E) by how much each of them agrees.
+
+        A sum of experts cannot tell which of them spoke; weighted agreements can, one number each. 0 for those that are
+        empty or not let in.
+        """
         rows = state.offsets.shape[0] - 1
         vectors = F.pad(state.vectors, (0, 0, 0, 1))
-        outputs, counts, freshest = [], [], []
+        outputs, agreements, counts, freshest = [], [], [], []
         for alive, expert in zip(self.alive(state, context), self.attend, strict=True):
             taken, bias = self.attended(alive, state)
-            outputs.append(expert(query, candidates.offsets, vectors, taken, bias))
+            output, agreement = expert(query, candidates.offsets, vectors, taken, bias)
+            outputs.append(output)
+            agreements.append(agreement)
             counts.append(offsets_to_lengths(alive.held.offsets))
             left, row = alive.retained.detach().exp(), row_index(alive.held.offsets)
             freshest.append(left.new_zeros(rows).scatter_reduce(0, row, left, "amax"))
         count = torch.stack(counts, 1)
         stats = torch.cat([torch.log1p(count.float()), torch.stack(freshest, 1), (count == 0).float()], 1)
         request = candidates.row
-        found: Mixed = self.gate(torch.cat([asked, stats[request]], 1), torch.stack(outputs, 1), (count > 0)[request])
-        return found
+        mixed: Mixed = self.gate(torch.cat([asked, stats[request]], 1), torch.stack(outputs, 1), (count > 0)[request])
+        return mixed, len(outputs) * mixed.weights * torch.stack(agreements, 1)
 
     def _distances(self, candidates: Candidates, context: Context) -> list[Tensor]:
         if self.distance is None:
