@@ -28,7 +28,7 @@ from sostenuto.recipes.baselines import (
 )
 from sostenuto.recipes.flows import dfgr, dfgr_no_match, dfgr_recent50, metagr, sfgr, sfgr_published
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
-from sostenuto.recipes.next_item import hstu, hstu_no_time, sasrec
+from sostenuto.recipes.next_item import hstu, hstu_no_time, sasrec, sasrec_content
 from sostenuto.schema.errors import SpecError, did_you_mean
 from sostenuto.training.config import RunConfig
 
@@ -63,6 +63,7 @@ RECIPES: dict[str, Recipe] = {
         dfgr_recent50,
         dfgr_no_match,
         sasrec,
+        sasrec_content,
         hstu,
         hstu_no_time,
     )
