@@ -22,7 +22,8 @@ SMALL = {
 }
 VARIANTS = {
     "default": {},
-    "stu": {"variant": "stu"},
+    "research": {"variant": "research"},
+    "stu": {"variant": "stu", "relative_bias": False},
     "one block": {"layers": 1},
     "three blocks": {"layers": 3, "time_bias": False},
     "pure": {"pure": True},

@@ -82,8 +82,8 @@ def test_under_the_published_bias_the_flow_itself_depends_on_the_request():
 
 
 def test_the_published_bias_needs_a_bias():
-    for changes in ({"variant": "stu"}, {"time_bias": False}):
-        with pytest.raises(SpecError, match="is about the time bias of variant research"):
+    for changes in ({"relative_bias": False}, {"time_bias": False}):
+        with pytest.raises(SpecError, match="relative_bias and time_bias of sfgr_published must be on"):
             ranker_of("sfgr_published", **changes)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -200,10 +200,10 @@ class PreparedData:
                 "prepare the data again with this version"
             )
 
-    @property
+    @cached_property
     def features(self) -> FeatureSpec:
         """The feature specification as prepared (no match or popularity features: those come from a view)."""
-        return self.manifest.features
+        return replace(self.manifest.features, time_zone=self.manifest.time_zone)  # older manifests have it here only
 
     @cached_property
     def behaviours(self) -> Behaviours:

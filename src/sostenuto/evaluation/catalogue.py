@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 KS = (10, 50)
 KINDS = ("recall", "ndcg", "hr")
 REQUESTS_AT_ONCE = 256
+HEADS_AT_ONCE = 32  # requests of a ranker with many scores per item
 ITEMS_AT_ONCE = 65_536
 NOT_FOUND = float("-inf")
 
@@ -128,6 +129,17 @@ def _retriever_scores(
         yield ranker.query(ranker.encode(there.histories), there.context) @ vectors.T
 
 
+def _catalogue_scores(
+    ranker: Any, collator: Collator, split: str, rows: Array, items: Array, device: torch.device | str
+) -> Iterator[Tensor]:
+    """Yield (b, I) scores of consecutive requests, of a ranker that gives those of a whole catalogue by itself."""
+    catalogue = collator.items(items).to(device)
+    asked = _without_candidates(collator.data.requests(split), rows, collator)
+    for batch in RequestLoader(collator, asked, np.arange(len(rows)), batch_requests=HEADS_AT_ONCE, seed=None):
+        there = batch.to(device)
+        yield ranker.catalogue_scores(ranker.encode(there.histories), catalogue, there.context)
+
+
 def _ranker_scores(
     ranker: Ranker, collator: Collator, split: str, rows: Array, items: Array, device: torch.device | str
 ) -> Iterator[Tensor]:
@@ -182,6 +194,7 @@ def rank_catalogue(
     *,
     requests: int | None = None,
     rows: Array | None = None,
+    truth: Sequence[Array] | None = None,
     seed: int = 0,
     most: int = max(KS),
     exclude_seen: bool = False,
@@ -195,6 +208,7 @@ def rank_catalogue(
         split:        valid or test.
         requests:     at most so many, drawn by `seed`; None = all with a true item.
         rows:         these requests, in rising order, instead of a draw; those without a true item are left out.
+        truth:        true items of each of `rows`, where they are not what the split labels 1.
         seed:         of the draw.
         most:         largest k that can be measured afterwards.
         exclude_seen: leave out what the user met before; a true item among it then counts as a miss.
@@ -209,13 +223,15 @@ def rank_catalogue(
     asked = data.requests(split)
     if rows is None:
         rows, truth = ranking_truth(data, split, len(asked) if requests is None else requests, seed)
-    else:
+    elif truth is None:
         rows, truth = labelled_truth(data, split, rows)
     module: Any = ranker if isinstance(ranker, torch.nn.Module) else None
     was_training = bool(module is not None and module.training)
     if was_training:
         module.eval()
     scores_of: Any = _retriever_scores if is_retriever(ranker) else _ranker_scores
+    if hasattr(ranker, "catalogue_scores"):
+        scores_of = _catalogue_scores
     kept: list[tuple[Array, ...]] = []
     tops: list[tuple[Array, Array]] = []
     reciprocal: list[Array] = []

@@ -13,13 +13,22 @@ from sostenuto.features.clock import local_clock
 from sostenuto.features.match import level_keys, match_features
 from sostenuto.features.popularity import PopularityIndex
 from sostenuto.features.view import HistoryView, view_features
-from sostenuto.schema.histories import Candidates, Catalogue, Context, History, RequestBatch, SequenceBatch
+from sostenuto.schema.histories import (
+    Candidates,
+    Catalogue,
+    Context,
+    FutureWindow,
+    History,
+    RequestBatch,
+    SequenceBatch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sostenuto.data.prepared import PreparedData, Requests
     from sostenuto.features.negatives import Negatives
+    from sostenuto.features.windows import WindowRows
 
 Array = npt.NDArray[Any]
 
@@ -121,7 +130,13 @@ class Collator:
         )
 
     def sequences(
-        self, requests: Requests, rows: Array, timeline: Array, start: Array, negatives: Negatives | None = None
+        self,
+        requests: Requests,
+        rows: Array,
+        timeline: Array,
+        start: Array,
+        negatives: Negatives | None = None,
+        windows: WindowRows | None = None,
     ) -> SequenceBatch:
         """Collate requests of a split that share timelines.
 
@@ -132,6 +147,7 @@ class Collator:
             start:     (U,) int64 how many of the user's oldest behaviours each timeline leaves out.
             negatives: items that all requests are held against; then candidates are the targets (label 1) alone, and
                        carry neither match features nor popularity.
+            windows:   rows of the log that are targets of each request.
         """
         timeline, start = np.asarray(timeline, np.int64), np.asarray(start, np.int64)
         user = np.asarray(requests.user[rows], np.int64)
@@ -157,6 +173,8 @@ class Collator:
             candidates=self._candidates(asked, reads),
             negatives=None if negatives is None else self.items(negatives.item),
             log_q=None if negatives is None or negatives.log_q is None else _tensor(negatives.log_q),
+            pool=None if negatives is None or negatives.pool is None else _tensor(negatives.pool),
+            future=None if windows is None else self._future(windows),
             **self._observed(asked),
         )
 
@@ -285,14 +303,24 @@ class Collator:
             fields={name: _tensor(column) for name, column in fields.items()},
         )
 
-    def items(self, item: Array) -> Candidates:
-        """Return items that stand for no request, as one row: without what only a request gives them."""
+    def items(self, item: Array, offsets: Array | None = None) -> Candidates:
+        """Return items that no request shows, as one row or in rows: without what only a request gives them."""
+        item = np.asarray(item, np.int64)
+        offsets = np.array([0, len(item)]) if offsets is None else offsets
         return Candidates(
-            offsets=_tensor(np.array([0, len(item)])),
+            offsets=_tensor(offsets),
             item=_tensor(item),
             category=_tensor(np.take(self._category, item, axis=0)),
             match=_tensor(np.zeros((len(item), 0), np.float32)),
-            fields={name: _tensor(column) for name, column in self._of_items(np.asarray(item, np.int64)).items()},
+            fields={name: _tensor(column) for name, column in self._of_items(item).items()},
+        )
+
+    def _future(self, rows: WindowRows) -> FutureWindow:
+        behaviours = self.data.behaviours
+        return FutureWindow(
+            items=self.items(np.asarray(behaviours.item)[rows.position], rows.offsets),
+            step=_tensor(rows.step),
+            action=_tensor(np.asarray(behaviours.action)[rows.position]),
         )
 
     def _observed(self, asked: Mapping[str, Any]) -> dict[str, Any]:

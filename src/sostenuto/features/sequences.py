@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sostenuto.features.collation import Collator
     from sostenuto.features.negatives import NegativeSampler
     from sostenuto.features.view import HistoryView
+    from sostenuto.features.windows import FutureWindows
     from sostenuto.schema.histories import SequenceBatch
 
 Array = npt.NDArray[Any]
@@ -70,6 +71,7 @@ class SequenceLoader:
         prefetch:          batches made ahead.
         requests_per_pass: most requests of one user in a batch; None = all.
         negatives:         draws items that all requests are held against; None = candidates as the protocol wrote them.
+        windows:           finds the behaviours after each request that are its targets; None = the candidates are.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class SequenceLoader:
         prefetch: int = 2,
         requests_per_pass: int | None = None,
         negatives: NegativeSampler | None = None,
+        windows: FutureWindows | None = None,
     ) -> None:
         if batch_requests < 1:
             raise SpecError(f"batch_requests must be at least 1, got {batch_requests}")
@@ -91,7 +94,7 @@ class SequenceLoader:
         self.collator = collator
         self.requests = requests
         rows = np.asarray(rows)
-        if negatives is not None:
+        if negatives is not None and windows is None:
             rows = rows[_has_target(requests)[rows]]
         user, prefix = np.asarray(requests.user)[rows], np.asarray(requests.prefix)[rows]
         self.rows = rows[np.lexsort((rows, prefix, user))]
@@ -100,6 +103,7 @@ class SequenceLoader:
         self.prefetch = prefetch
         self.requests_per_pass = requests_per_pass
         self.negatives = negatives
+        self.windows = windows
         self._batches: tuple[int, list[Array]] | None = None
 
     def __len__(self) -> int:
@@ -138,7 +142,8 @@ class SequenceLoader:
         drawn = None
         if self.negatives is not None:
             drawn = self.negatives.draw(np.random.default_rng([self.seed, *draw, _NEGATIVES]))
-        return self.collator.sequences(requests, rows, row, start, drawn)
+        windows = None if self.windows is None else self.windows.of(user, prefix)
+        return self.collator.sequences(requests, rows, row, start, drawn, windows)
 
     def events(self) -> Array:
         """Return (R,) int64 behaviours that each request of the split reads."""

@@ -22,9 +22,10 @@ class FlowConfig:
     dim: int = 64  # D, width of a token
     layers: int = 2
     heads: int = 2
-    variant: Variant = "research"  # of the block: research (time and place bias) or stu
+    variant: Variant = "stu"  # of the block: see layers/hstu_block.py
+    relative_bias: bool = True  # scores read how far apart query and key are (released: research yes, stu no)
     num_positions: int = 1024  # entries of the table of distances; larger distances share the last
-    time_bias: bool = True  # scores read the time between query and key (variant research)
+    time_bias: bool = True  # and how long apart; without relative_bias neither
     normaliser: float = 32.0  # C, constant divisor of attention
     block_dropout: float = 0.1  # before the output map of a block
     token_dropout: float = 0.0  # on the tokens that enter the first block
@@ -37,6 +38,8 @@ class FlowConfig:
     bins: int = 12  # piecewise-linear bins per match feature and candidate number; 0 = none. Ours
     field_std: float = 0.01  # initial rows of candidate and context fields
     table_std: float = 0.05  # initial embedding rows of tokens
+    block_std: float = 0.1  # initial weights of a block's first map (released: 0.02)
+    aligned: bool = True  # keys start as queries: at first, tokens read what is like them. Ours
 
     def __post_init__(self) -> None:
         check_config(self)
@@ -54,9 +57,12 @@ class FlowConfig:
             dim=self.dim,
             heads=self.heads,
             num_positions=self.num_positions,
+            relative_bias=self.relative_bias,
             time_bias=self.time_bias,
             dropout=self.block_dropout,
             normaliser=self.normaliser,
+            initial_std=self.block_std,
+            aligned=self.aligned,
         )
 
     def blocks(self) -> list[HSTUBlock]:

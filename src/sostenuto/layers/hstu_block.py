@@ -46,6 +46,8 @@ class HSTUBlockConfig:
     affine: bool = False  # layer norms have weights, the first map a bias, and the last one none
     dropout: float = 0.1  # before the output map
     normaliser: float = 32.0  # C
+    initial_std: float = INITIAL_STD  # of the first map
+    aligned: bool = False  # keys start as queries: at first, tokens read what is like them. Ours
 
     def __post_init__(self) -> None:
         for name in ("dim", "heads", "key_dim", "value_dim", "num_positions"):
@@ -62,11 +64,17 @@ class HSTUBlockConfig:
         dim: int,
         heads: int,
         num_positions: int,
+        relative_bias: bool | None = None,
         time_bias: bool = True,
         dropout: float = 0.1,
         normaliser: float = 32.0,
+        initial_std: float = INITIAL_STD,
+        aligned: bool = False,
     ) -> HSTUBlockConfig:
-        """Return the switches of a released variant, keys and values as wide as dim / heads."""
+        """Return the switches of a released variant, keys and values as wide as dim / heads.
+
+        `relative_bias` None is the variant's own choice: research has it, stu has not.
+        """
         if variant not in VARIANTS:
             raise SpecError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}; name one of them")
         if dim % heads:
@@ -78,7 +86,7 @@ class HSTUBlockConfig:
             key_dim=dim // heads,
             value_dim=dim // heads,
             silu_on="u" if stu else "all",
-            relative_bias=not stu,
+            relative_bias=not stu if relative_bias is None else relative_bias,
             time_bias=time_bias,
             num_positions=num_positions,
             scaled=stu,
@@ -86,6 +94,8 @@ class HSTUBlockConfig:
             affine=stu,
             dropout=dropout,
             normaliser=normaliser,
+            initial_std=initial_std,
+            aligned=aligned,
         )
 
 
@@ -104,6 +114,11 @@ class Projected(NamedTuple):
     seen: KeysValues
 
 
+def _by_head(mapped: Tensor, heads: int) -> Tensor:
+    """Return (N, H, d) of (N, H d)."""
+    return mapped.reshape(mapped.shape[0], heads, mapped.shape[1] // heads)
+
+
 class HSTUBlock(nn.Module):
     """The parts of a layer: project, attend, mix."""
 
@@ -113,7 +128,10 @@ class HSTUBlock(nn.Module):
         values, keys = config.heads * config.value_dim, config.heads * config.key_dim
         self.norm = nn.LayerNorm(config.dim, eps=EPS, elementwise_affine=config.affine)
         self.split = values + keys  # gate and query come first, so that keys and values can be made without them
-        self.weight = nn.Parameter(torch.empty(2 * self.split, config.dim).normal_(0.0, INITIAL_STD))
+        self.weight = nn.Parameter(torch.empty(2 * self.split, config.dim).normal_(0.0, config.initial_std))
+        if config.aligned:  # rows are gate, query, value, key
+            with torch.no_grad():
+                self.weight[-keys:] = self.weight[values : self.split]
         self.bias = nn.Parameter(torch.zeros(2 * self.split)) if config.affine else None
         self.out_norm = nn.LayerNorm(values, eps=EPS, elementwise_affine=config.affine)
         self.out = nn.Linear(3 * values if config.concat else values, config.dim, bias=not config.affine)
@@ -133,9 +151,7 @@ class HSTUBlock(nn.Module):
     def _keys_values(self, mapped: Tensor) -> KeysValues:
         config = self.config
         value, key = torch.split(mapped, [config.heads * config.value_dim, config.heads * config.key_dim], 1)
-        return KeysValues(
-            key.unflatten(1, (config.heads, config.key_dim)), value.unflatten(1, (config.heads, config.value_dim))
-        )
+        return KeysValues(_by_head(key, config.heads), _by_head(value, config.heads))
 
     def keys_values(self, tokens: Tensor) -> KeysValues:
         """Return what others read of (N, D) tokens, alone: a last layer whose outputs nobody reads."""
@@ -150,7 +166,7 @@ class HSTUBlock(nn.Module):
         if config.silu_on == "u":
             gate = F.silu(gate)
         seen = self._keys_values(mapped[:, self.split :])
-        return Projected(gate, query.unflatten(1, (config.heads, config.key_dim)), seen)
+        return Projected(gate, _by_head(query, config.heads), seen)
 
     def attend(
         self,

@@ -81,15 +81,25 @@ class ItemTable(nn.Module):
         tensors = [*self._filled.columns.values(), about.category, *about.fields.values()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def rows(self, candidates: Candidates) -> dict[str, Tensor] | None:
-        """Return the (N, width) columns of N candidates, or None where they must be computed."""
-        filled, item = self._filled, candidates.item
-        if filled is None or not item.numel() or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    def columns(self) -> Mapping[str, Tensor] | None:
+        """Return the (I, width) columns of all items, or None where rows must be computed.
+
+        For columns that the item's number decides alone: what the catalogue says is not compared with anything.
+        """
+        filled = self._filled
+        if filled is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
         if filled.stamp != _stamp(filled.sources):
             self.empty()
             return None
-        about = filled.catalogue
+        return filled.columns
+
+    def rows(self, candidates: Candidates) -> dict[str, Tensor] | None:
+        """Return the (N, width) columns of N candidates, or None where they must be computed."""
+        columns, item = self.columns(), candidates.item
+        if columns is None or self._filled is None or not item.numel():
+            return None
+        about = self._filled.catalogue
         if int(item.max()) >= about.num_items:
             return None
         levels = about.category.shape[1]
@@ -99,7 +109,7 @@ class ItemTable(nn.Module):
             _equal(column.index_select(0, item), candidates.fields[name]) for name, column in about.fields.items()
         ):
             return None
-        return {name: column.index_select(0, item) for name, column in filled.columns.items()}
+        return {name: column.index_select(0, item) for name, column in columns.items()}
 
     def train(self, mode: bool = True) -> Self:
         """Empty the table in training mode."""

@@ -55,10 +55,10 @@ class PublishedSFGR(nn.Module):
 
     def __init__(self, config: FlowConfig, features: FeatureSpec) -> None:
         super().__init__()
-        if config.variant != "research" or not config.time_bias:
+        if not (config.relative_bias and config.time_bias):
             raise SpecError(
-                "sfgr_published is about the time bias of variant research, got "
-                f"variant={config.variant!r} and time_bias={config.time_bias}; use sfgr without it"
+                "relative_bias and time_bias of sfgr_published must be on, got "
+                f"{config.relative_bias} and {config.time_bias}; use sfgr without them"
             )
         self.flow = SFGR(config, features)
 

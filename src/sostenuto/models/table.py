@@ -15,7 +15,7 @@ from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.ranker import Ranker
 
 # Extras by the module whose presence shows that they are installed.
-EXTRA_MODULES = {"trees": "lightgbm"}
+EXTRA_MODULES = {"graphs": "networkx", "trees": "lightgbm"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,6 +240,50 @@ _add(
         request_context=False,
         where="sostenuto.models.hstu:HSTU",
         config="sostenuto.models.hstu:HSTUConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="stim",
+        title="Spatio-temporal periodic interests with forgetting",
+        paper="Meituan 2025, arXiv:2508.02451; our realisation of the abstract",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.stim:STIM",
+        config="sostenuto.models.stim:STIMConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="prior_heads",
+        title="Human-prior heads on a sequence backbone",
+        paper="Meta AI, WWW 2026, arXiv:2511.10492",
+        kind="neural",
+        objective="loss_along",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.models.prior_heads:PriorHeads",
+        config="sostenuto.models.prior_heads:PriorHeadsConfig",
+    )
+)
+
+_add(
+    ModelEntry(
+        name="em3",
+        title="End-to-end multimodal encoders and ranker (EM3)",
+        paper="arXiv:2404.06078",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        content=("vectors", "tokens", "states"),
+        where="sostenuto.models.em3:EM3",
+        config="sostenuto.models.em3:EM3Config",
     )
 )
 

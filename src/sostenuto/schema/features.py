@@ -70,6 +70,9 @@ class FeatureSpec:
     value_mean: float = 0.0  # of log1p(max(value, 0)) over training time
     value_std: float = 1.0
     content: tuple[ContentField, ...] = ()  # what `take_content` will be handed; () = nothing
+    time_zone: str = "UTC"  # IANA zone of local hours and weekdays
+    # latitude and longitude in degrees of the centre of place 2, 3, ...; () where places are only names
+    place_points: tuple[tuple[float, float], ...] = ()
 
     @property
     def num_vector_items(self) -> int:

@@ -188,6 +188,7 @@ class Objective:
     output: Callable[[Any, Any], RankerOutput]  # (ranker, batch)
     main: Callable[[RankerOutput, Any, Tensor], Tensor]  # (output, batch, (N,) shares)
     needs_negatives: bool = False  # batches carry targets and shared negatives
+    needs_window: bool = False  # ... and what users did in the next moments; the model's config says how many
     is_listwise: bool = True  # logits are scores of candidates, so that the listwise term can be added
 
 
@@ -201,7 +202,14 @@ OBJECTIVES: dict[str, Objective] = {
         needs_negatives=True,
         is_listwise=False,
     ),
-    "loss_along": Objective(batches="sequences", output=_loss_along, main=nothing, is_listwise=False),
+    "loss_along": Objective(
+        batches="sequences",
+        output=_loss_along,
+        main=nothing,
+        needs_negatives=True,
+        needs_window=True,
+        is_listwise=False,
+    ),
 }
 
 

@@ -24,7 +24,9 @@ from sostenuto.features.collation import Collator
 from sostenuto.features.cooccurrence import item_vectors
 from sostenuto.features.loading import RequestLoader, sample_rows
 from sostenuto.features.negatives import NegativeSampler
+from sostenuto.features.priors import priors_of
 from sostenuto.features.sequences import SequenceLoader
+from sostenuto.features.windows import FutureWindows
 from sostenuto.layers.embedding import TimedVectors
 from sostenuto.models.saved import check_content, load_ranker, save_ranker
 from sostenuto.models.table import build, entry_of
@@ -33,8 +35,9 @@ from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import DataError, RunError, SpecError
 from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec
 from sostenuto.schema.histories import RequestBatch
+from sostenuto.schema.priors import ITEM_SOURCES, Priors
 from sostenuto.training.checkpoint import load_state, save_state
-from sostenuto.training.config import RunConfig, TrainingConfig, plain
+from sostenuto.training.config import RunConfig, plain
 from sostenuto.training.loop import Hooks, Progress, restore, train
 from sostenuto.training.losses import Objective, objective_named
 from sostenuto.training.memory import MemoryPlan, plan_memory
@@ -126,6 +129,7 @@ class _Run:
     device: torch.device
     reporter: Reporter
     content: Mapping[str, ItemContent]  # {} unless the model reads some
+    priors: Priors | None  # of a model that asks for some
 
     def save(self, ranker: Any, predictions: Predictions, numbers: Mapping[str, Any]) -> None:
         """Put weights and validation predictions in place of what was there."""
@@ -172,19 +176,22 @@ def _open(data: Path | PreparedData, out: Path, config: RunConfig, device: torch
             raise DataError(f"{split} must hold requests, {opened.folder} has none; prepare it with other split times")
     budget, training = config.budget, config.training
     entry = entry_of(config.model)
-    if training.metric != "gauc" and entry.objective != "next_item":
+    if training.metric != "gauc" and entry.objective not in {"next_item", "loss_along"}:
         raise SpecError(
             f"training.metric must be gauc for a model that does not search the catalogue, got {training.metric!r} for "
             f"{config.model}; leave it out"
         )
     rows = sample_rows(train, budget.train, budget.seed)
+    priors = None
+    if entry.kind == "neural" and objective_named(entry.objective).needs_window:
+        priors = priors_of(opened, config.model_config.prior)
     return _Run(
         data=opened,
         out=out,
         config=config,
         collator=collator,
         train=(
-            _sequences(collator, train, rows, training, objective_named(entry.objective))
+            _sequences(collator, train, rows, config, objective_named(entry.objective), priors)
             if entry.kind == "neural" and objective_named(entry.objective).batches == "sequences"
             else RequestLoader(
                 collator,
@@ -206,6 +213,7 @@ def _open(data: Path | PreparedData, out: Path, config: RunConfig, device: torch
         device=device,
         reporter=reporter,
         content=content_of(config.model, opened, collator.features, device),
+        priors=priors,
     )
 
 
@@ -220,15 +228,19 @@ def content_of(
 
 
 def _sequences(
-    collator: Collator, requests: Requests, rows: Array, training: TrainingConfig, objective: Objective
+    collator: Collator, requests: Requests, rows: Array, config: RunConfig, objective: Objective, priors: Priors | None
 ) -> SequenceLoader:
-    negatives = None
+    training, model = config.training, config.model_config
+    negatives = windows = None
+    if objective.needs_window:
+        windows = FutureWindows(collator.data, moments=model.window, per_moment=model.window_moment)
     if objective.needs_negatives:
         negatives = NegativeSampler(
             training_counts(collator.data),
             count=training.negatives,
             power=training.negative_power,
             log_q=training.log_q,
+            groups=priors.items.numpy() if priors is not None and model.prior.source in ITEM_SOURCES else None,
         )
         if not training.first_moments:
             rows = rows[np.asarray(requests.prefix)[rows] > 0]
@@ -245,6 +257,7 @@ def _sequences(
         prefetch=training.prefetch,
         requests_per_pass=training.requests_per_pass,
         negatives=negatives,
+        windows=windows,
     )
 
 
@@ -321,7 +334,9 @@ def _record_plan(run: _Run, there: dict[str, Any], plan: MemoryPlan) -> None:
 
 
 def _calibrate(run: _Run, ranker: Any) -> None:
-    """Let a ranker set what depends on the data: fixed item vectors, knots of numbers."""
+    """Let a ranker set what depends on the data: priors, fixed item vectors, knots of numbers."""
+    if run.priors is not None:
+        ranker.take_priors(run.priors, run.collator.items(run.priors.anchors.flatten().numpy()).to(run.device))
     if hasattr(ranker, "calibrate"):
         training = run.config.training
         loader = RequestLoader(
