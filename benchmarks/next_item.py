@@ -53,8 +53,19 @@ class Set:
     published: Mapping[str, tuple[float, float, str]] = field(default_factory=dict)  # recall@10, ndcg@10, source
 
 
-ORDER_ONLY = {"sasrec": "sasrec", "hstu": "hstu_no_time", "popularity": "popularity"}
-WITH_TIME = {"sasrec": "sasrec", "hstu": "hstu", "popularity": "popularity", "popularity_recent": "popularity_recent"}
+ORDER_ONLY = {
+    "sasrec": "sasrec",
+    "sasrec_content": "sasrec_content",
+    "hstu": "hstu_no_time",
+    "popularity": "popularity",
+}
+WITH_TIME = {
+    "sasrec": "sasrec",
+    "sasrec_content": "sasrec_content",
+    "hstu": "hstu",
+    "popularity": "popularity",
+    "popularity_recent": "popularity_recent",
+}
 
 SETS = {
     "beauty": Set(
@@ -106,7 +117,6 @@ SETS = {
         source="movielens-100k",
         family="movielens",
         recipes=WITH_TIME,
-        overrides=("training.exclude_seen=true", "model_config.category_dim=8", "model_config.field_dim=8"),
         exclude_seen=True,
         seeds=1,
         popularity_requests=2_000,
@@ -115,7 +125,7 @@ SETS = {
         source="complete-journey",
         family="complete-journey",
         recipes=WITH_TIME,
-        overrides=("training.exclude_seen=false", "model_config.category_dim=8"),
+        overrides=("training.exclude_seen=false",),
         exclude_seen=False,
         seeds=1,
         popularity_requests=None,
