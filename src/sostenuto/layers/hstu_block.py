@@ -147,7 +147,8 @@ class HSTUBlock(nn.Module):
         config = self.config
         value, key = torch.split(mapped, [config.heads * config.value_dim, config.heads * config.key_dim], 1)
         return KeysValues(
-            key.unflatten(1, (config.heads, config.key_dim)), value.unflatten(1, (config.heads, config.value_dim))
+            torch.unflatten(key, 1, (config.heads, config.key_dim)),
+            torch.unflatten(value, 1, (config.heads, config.value_dim)),
         )
 
     def keys_values(self, tokens: Tensor) -> KeysValues:
@@ -163,7 +164,7 @@ class HSTUBlock(nn.Module):
         if config.silu_on == "u":
             gate = F.silu(gate)
         seen = self._keys_values(mapped[:, self.split :])
-        return Projected(gate, query.unflatten(1, (config.heads, config.key_dim)), seen)
+        return Projected(gate, torch.unflatten(query, 1, (config.heads, config.key_dim)), seen)
 
     def attend(
         self,
