@@ -9,7 +9,8 @@ what nobody reads of the last block. At inference a user's N exposures are encod
 
 The tower reads the flow alone (`pure`); with `--full-head` also everything that DIN's tower reads, which costs both the
 same. One process, one thread; the two take turns within a round; seconds of the processor (not of the clock: others may
-use the machine), medians, and the quartiles of the ratio of each round. Peak memory is of a training step in a process of its own, above what stood there before.
+use the machine), medians, and the quartiles of the ratio of each round. Peak memory is of a training step in a process
+of its own, above what stood there before.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def test_an_action_token_is_visible_to_later_sessions_only(changes, moments):
         after = along(ranker, with_other_action(batch, event))
         later = (batch.row == batch.row[event]) & (batch.context.time_ms > batch.context.time_ms[event])
         assert torch.equal(after[~later], before[~later])
-        assert not torch.isclose(after[later], before[later], rtol=0, atol=1e-7).any()
+        assert (after[later] - before[later]).abs().max() > 1e-5
 
 
 @variants

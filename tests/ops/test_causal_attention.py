@@ -10,7 +10,6 @@ from sostenuto.ops import causal_attention as module
 from sostenuto.ops.causal_attention import OwnKey, RelativeBias, causal_attention, masks, plan_attention, time_bucket
 from sostenuto.ops.jagged import lengths_to_offsets, position_in_row, row_index
 from sostenuto.ops.moments import moment_starts
-from sostenuto.schema.errors import SpecError
 
 
 def drawn_case(asked, known, *, heads=2, seed=0, with_bias=True, owns=1, dtype=torch.float64):
@@ -181,5 +180,5 @@ def test_mask_counts():
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(SpecError, match="mode must be one of metagr"):
+    with pytest.raises(ValueError, match="mode must be one of metagr"):
         masks("both", torch.tensor([1]), num_history=1)

@@ -524,8 +524,7 @@ class _LastActions:
     def favourites(self, taste: _Taste, user: Array, time_s: Array, rng: np.random.Generator) -> tuple[Array, Array]:
         """Return one of the user's favourites that was bought last, and the kind of one only viewed last; or any."""
         count = WORLDS["last_action"].favourites
-        ranks = np.arange(count)
-        last = np.stack([self.before(user, time_s, taste.kind(user, int(j))) for j in ranks], 1)
+        last = np.stack([self.before(user, time_s, taste.kind(user, j)) for j in range(count)], 1)
         chance = rng.random((2, len(user), count))
         liked = (chance[0] + (last == 1)).argmax(1)
         viewed = (chance[1] + (last == 0)).argmax(1)

@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -47,7 +45,6 @@ class AlongReport:
         )
 
 
-@torch.no_grad()
 def check_along(ranker: Any, batch: SequenceBatch, *, tolerance: float = TOLERANCE) -> AlongReport:
     """Compare a ranker's pass along timelines with inference on histories cut by hand.
 
@@ -56,19 +53,21 @@ def check_along(ranker: Any, batch: SequenceBatch, *, tolerance: float = TOLERAN
         batch: a few timelines; costs one encoding and one further pass per request.
         tolerance: of law 3, relative to the largest logit.
     """
+    import torch
+
     was_training = bool(getattr(ranker, "training", False))
     if was_training:
         ranker.eval()
     try:
-        along = ranker.logits_along(batch).logits
-        alone, changed = torch.empty_like(along), torch.empty_like(along)
-        starts = batch.candidates.offsets.tolist()
-        for r in range(batch.num_requests):
-            rows = slice(starts[r], starts[r + 1])
-            candidates, context = batch.candidates.part(r, r + 1), batch.context.part(r, r + 1)
-            past = cut_before(batch, r)
-            alone[rows] = ranker.score(ranker.encode(past), candidates, context).logits
-            changed[rows] = ranker.logits_along(with_other_future(batch, r)).logits[rows]
+        with torch.no_grad():
+            along = ranker.logits_along(batch).logits
+            alone, changed = torch.empty_like(along), torch.empty_like(along)
+            starts = batch.candidates.offsets.tolist()
+            for r in range(batch.num_requests):
+                rows = slice(starts[r], starts[r + 1])
+                candidates, context = batch.candidates.part(r, r + 1), batch.context.part(r, r + 1)
+                alone[rows] = ranker.score(ranker.encode(cut_before(batch, r)), candidates, context).logits
+                changed[rows] = ranker.logits_along(with_other_future(batch, r)).logits[rows]
     finally:
         if was_training:
             ranker.train()
@@ -88,6 +87,8 @@ def check_along(ranker: Any, batch: SequenceBatch, *, tolerance: float = TOLERAN
 
 def cut_before(batch: SequenceBatch, request: int) -> History:
     """Return the history of one request alone, cut before it."""
+    import torch
+
     end = int(batch.ends[request])
     start = end - int(batch.prefix[request])
     whole = batch.histories
@@ -108,6 +109,8 @@ def with_other_future(batch: SequenceBatch, request: int) -> SequenceBatch:
 
     Times and lengths stay, so what a request may see stays too.
     """
+    import torch
+
     whole, end = batch.histories, int(batch.ends[request])
     last = int(whole.offsets[int(batch.row[request]) + 1])
     future = torch.zeros(whole.item.shape[0], dtype=torch.bool, device=whole.item.device)

@@ -114,11 +114,6 @@ class Projected(NamedTuple):
     seen: KeysValues
 
 
-def _by_head(mapped: Tensor, heads: int) -> Tensor:
-    """Return (N, H, d) of (N, H d)."""
-    return mapped.reshape(mapped.shape[0], heads, mapped.shape[1] // heads)
-
-
 class HSTUBlock(nn.Module):
     """The parts of a layer: project, attend, mix."""
 
@@ -151,7 +146,10 @@ class HSTUBlock(nn.Module):
     def _keys_values(self, mapped: Tensor) -> KeysValues:
         config = self.config
         value, key = torch.split(mapped, [config.heads * config.value_dim, config.heads * config.key_dim], 1)
-        return KeysValues(_by_head(key, config.heads), _by_head(value, config.heads))
+        return KeysValues(
+            torch.unflatten(key, 1, (config.heads, config.key_dim)),
+            torch.unflatten(value, 1, (config.heads, config.value_dim)),
+        )
 
     def keys_values(self, tokens: Tensor) -> KeysValues:
         """Return what others read of (N, D) tokens, alone: a last layer whose outputs nobody reads."""
@@ -166,7 +164,7 @@ class HSTUBlock(nn.Module):
         if config.silu_on == "u":
             gate = F.silu(gate)
         seen = self._keys_values(mapped[:, self.split :])
-        return Projected(gate, _by_head(query, config.heads), seen)
+        return Projected(gate, torch.unflatten(query, 1, (config.heads, config.key_dim)), seen)
 
     def attend(
         self,

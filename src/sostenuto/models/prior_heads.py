@@ -245,9 +245,7 @@ class PriorHeads(nn.Module):
         open_groups = torch.ones_like(by_group, dtype=torch.bool)
         if steering.given is not None:
             if not bool((group >= 0).any()):
-                raise SpecError(
-                    "Steering.given must be none for a model without heads of groups; compose them first"
-                )
+                raise SpecError("Steering.given must be none for a model without heads of groups; compose them first")
             given = torch.tensor(steering.given, device=user.device)
             if int(given.min()) < 0 or int(given.max()) >= self.num_groups:
                 raise SpecError(

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from sostenuto.ops.jagged import lengths_to_offsets
-from sostenuto.schema.errors import SpecError
 
 Form = Literal["silu", "softmax"]
 Mode = Literal["metagr", "sfgr", "dfgr", "dfgr_infer"]
@@ -508,7 +507,7 @@ def masks(
         (B, tokens, tokens) bool, True = query (row) may see key (column). Padding sees and is seen by nothing.
     """
     if mode not in {"metagr", "sfgr", "dfgr", "dfgr_infer"}:
-        raise SpecError(f"mode must be one of metagr, sfgr, dfgr, dfgr_infer, got {mode!r}; name one of them")
+        raise ValueError(f"mode must be one of metagr, sfgr, dfgr, dfgr_infer, got {mode!r}; name one of them")
     rows = lengths.shape[0]
     place = torch.arange(num_history, device=lengths.device)
     session = place.expand(rows, -1) if sessions is None else sessions
