@@ -31,11 +31,11 @@ from sostenuto.layers.embedding import TimedVectors
 from sostenuto.models.table import build, entry_of
 from sostenuto.ops.backend import notice
 from sostenuto.recipes import recipe_named
-from sostenuto.training import memory
 from sostenuto.training.config import budget_named
 from sostenuto.training.loop import train_step
 from sostenuto.training.losses import objective_named
 from sostenuto.training.optimiser import RankerOptimiser
+from sostenuto.training.process_memory import keep_freed
 
 PROFILED = 30  # steps
 SHOWN = 14  # lines of the profile
@@ -91,8 +91,7 @@ def measure(data: PreparedData, name: str, *, budget: str, steps: int | None) ->
         )
 
     ranker.calibrate(itertools.islice(loader.epoch(0), 16), vectors)
-    if hasattr(memory, "keep_freed"):
-        memory.keep_freed()
+    keep_freed()
     optimiser, objective = RankerOptimiser(ranker, training), objective_named(entry_of(config.model).objective)
     ranker.train()
 

@@ -167,8 +167,8 @@ def training_config(given: Given) -> Any:
 def train_epoch(given: Given, model: Any, batches: Any) -> None:
     from sostenuto.training.loop import train_step
     from sostenuto.training.losses import objective_named
-    from sostenuto.training.memory import keep_freed
     from sostenuto.training.optimiser import RankerOptimiser
+    from sostenuto.training.process_memory import keep_freed
 
     config = training_config(given)
     optimiser, objective = RankerOptimiser(model, config), objective_named("bce")
@@ -191,7 +191,7 @@ def train(given: Given) -> tuple[dict[str, Any], Any]:
 def quality(given: Given) -> tuple[dict[str, Any], Any]:
     import torch
 
-    from sostenuto.training.loop import forward
+    from sostenuto.training.losses import objective_named
 
     model = build(given)
     started = time.perf_counter()
@@ -203,7 +203,8 @@ def quality(given: Given) -> tuple[dict[str, Any], Any]:
     model.eval()
     test = Slices(given.data, "test", given.shape, batch=given.batch, seed=None)
     with torch.inference_mode():
-        logits = torch.cat([forward(model, batch).logits for batch in test])
+        output = objective_named("bce").output
+        logits = torch.cat([output(model, batch).logits for batch in test])
     label, probability = test.columns["label"].ravel(), logits.double().sigmoid().numpy()
     return facts | {"auc": auc(label, probability), "logloss": logloss(label, probability)}, model
 

@@ -8,9 +8,11 @@ from dataclasses import fields, replace
 import numpy as np
 import torch
 from hypothesis import strategies as st
+from tests.content.invented import content_arrays, last_layer_arrays
 
 from sostenuto.features.view import HistoryView, view_features
-from sostenuto.schema.features import FeatureSpec, Field
+from sostenuto.schema.content import ItemContent
+from sostenuto.schema.features import CONTENT_KINDS, ContentField, FeatureSpec, Field
 from sostenuto.schema.histories import Candidates, Context, History, RequestBatch, SequenceBatch
 
 DAY_MS = 86_400_000
@@ -45,6 +47,10 @@ PREPARED = FeatureSpec(
     has_value=True,
     value_mean=1.0,
     value_std=0.5,
+    content=(
+        ContentField(name="image", vector_dim=3),
+        ContentField(name="text", vector_dim=6, num_tokens=4, num_token_ids=11, token_dim=6, has_states=True),
+    ),
 )
 BARE = FeatureSpec(num_items=40, num_item_rows=30)
 
@@ -67,8 +73,36 @@ def specs(draw: st.DrawFn) -> FeatureSpec:
         num_actions=draw(st.sampled_from([2, 4])),
         num_places=draw(st.sampled_from([2, 5])),
         has_value=draw(st.booleans()),
+        content=PREPARED.content[: draw(st.integers(0, 2))],
     )
     return view_of(spec, match=draw(st.booleans()))
+
+
+def invented_content(
+    spec: FeatureSpec, kinds: tuple[str, ...] = CONTENT_KINDS, seed: int = 0
+) -> dict[str, ItemContent]:
+    """Invent the content that a specification names; one kind as float16, the next as int8 codes, and so on."""
+    invented = {}
+    for at, field in enumerate(spec.content):
+        arrays = content_arrays(field, spec.num_items, seed + at)
+        there = field.kinds & set(kinds)
+        if not there & {"tokens", "states"}:
+            arrays = {name: arrays[name] for name in ("known", "vectors")}
+        if "states" not in there:
+            arrays.pop("states", None)
+        if at % 2:
+            scale = np.maximum(np.abs(arrays["vectors"]).max(1) / 127, 1e-6).astype(np.float32)
+            codes = np.rint(arrays["vectors"] / scale[:, None]).astype(np.int8)
+            arrays |= {"vectors": codes, "scale": scale}
+        layer = last_layer_arrays(field.token_dim, np.random.default_rng(seed)) if "states" in there else {}
+        invented[field.name] = ItemContent(
+            name=field.name,
+            arrays_hash=f"{seed}-{field.name}",
+            **{name: torch.from_numpy(array) for name, array in arrays.items()},
+            last_layer={name: torch.from_numpy(array) for name, array in layer.items()},
+            heads=2 if layer else 0,
+        )
+    return invented
 
 
 @st.composite

@@ -17,6 +17,7 @@ from tests.contract.batches import (
     BARE,
     PREPARED,
     batches,
+    invented_content,
     make_batch,
     make_sequences,
     one_by_one,
@@ -59,6 +60,25 @@ def every(*kinds: str):
     return pytest.mark.parametrize("name", rows)
 
 
+def built(name, spec, *, config=None, seed=0):
+    """Build a ranker and hand it what content it reads: invented, of every kind its entry names."""
+    ranker = build(name, config or default_config(name), spec, seed=seed)
+    return handed(name, spec, ranker)
+
+
+def handed(name, spec, ranker):
+    if kinds := MODELS[name].content:
+        ranker.take_content(invented_content(spec, kinds))
+    return ranker
+
+
+def with_content(name, spec):
+    """Return the specification, with content where the model lives by it and there is none."""
+    if MODELS[name].content and not spec.content:
+        return dataclasses.replace(spec, content=PREPARED.content)
+    return spec
+
+
 def with_objective(*objectives: str):
     """Parametrise over the models that train so."""
     return pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.objective in objectives])
@@ -72,7 +92,7 @@ def config_of(name):
 def specs_of(name):
     """Return the specifications that a model accepts; it may refuse data that lack what it lives by, and says so."""
     accepted = []
-    for spec in SPECS:
+    for spec in dict.fromkeys([*SPECS, *(with_content(name, spec) for spec in SPECS)]):
         with contextlib.suppress(SpecError):
             build(name, config_of(name), spec)
             accepted.append(spec)
@@ -83,7 +103,7 @@ def specs_of(name):
 @lru_cache(maxsize=64)
 def ready(name, spec):
     """Return a ranker whose every part speaks: parameters far from their small start, fitted ones fitted."""
-    ranker = build(name, config_of(name), spec, seed=1)
+    ranker = built(name, spec, config=config_of(name), seed=1)
     if MODELS[name].kind == "neural":
         generator = torch.Generator().manual_seed(2)
         with torch.no_grad():
@@ -218,6 +238,7 @@ def test_a_saved_ranker_scores_the_same(name):
     with tempfile.TemporaryDirectory() as folder:
         save_ranker(folder, name, config_of(name), spec, ranker, {"step": 3})
         loaded, meta = load_ranker(folder)
+    handed(name, spec, loaded)
     assert meta["features"] == spec
     assert meta["config"] == config_of(name)
     assert meta["extra"] == {"step": 3}
@@ -264,8 +285,9 @@ def test_forward_is_score_of_encode_bit_for_bit(name, data):
 @settings(max_examples=12)
 @given(spec=specs(), lengths=row_lengths(), seed=st.integers(0, 1000))
 def test_every_parameter_gets_a_finite_gradient(name, spec, lengths, seed):
+    spec = with_content(name, spec)
     batch = make_batch(spec, [(4, 3), *lengths], seed)
-    ranker = build(name, default_config(name), spec, seed=seed)
+    ranker = built(name, spec, seed=seed)
     output = ranker(batch.histories, batch.candidates, batch.context)
     loss = binary_cross_entropy_with_logits(output.logits, batch.labels) + sum(output.aux_losses.values())
     loss.backward()
@@ -279,8 +301,9 @@ def test_every_parameter_gets_a_finite_gradient(name, spec, lengths, seed):
 @every("neural")
 @pytest.mark.parametrize("spec", [SPECS[0], SPECS[2]], ids=["full", "bare"])
 def test_an_empty_history_has_finite_scores_and_gradients(name, spec):
+    spec = with_content(name, spec)
     batch = make_batch(spec, [(0, 3), (0, 1)], 1)
-    ranker = build(name, default_config(name), spec)
+    ranker = built(name, spec)
     loss = ranker(batch.histories, batch.candidates, batch.context).logits.square().sum()
     loss.backward()
     assert torch.isfinite(loss)
@@ -292,7 +315,7 @@ def test_an_empty_history_has_finite_scores_and_gradients(name, spec):
 @every("neural")
 def test_padding_rows_are_zero_and_get_no_gradient(name):
     spec = SPECS[0]
-    ranker = build(name, default_config(name), spec)
+    ranker = built(name, spec)
     batch = make_batch(spec, [(6, 4)] * 3, 2)
     ranker(batch.histories, batch.candidates, batch.context).logits.sum().backward()
     tables = [module for module in ranker.modules() if isinstance(module, Table)]
@@ -307,7 +330,7 @@ def test_padding_rows_are_zero_and_get_no_gradient(name):
 def test_a_tiny_batch_is_overfitted(name):
     spec = SPECS[0]
     batch = make_batch(spec, [(6, 6)] * 4, 4)
-    ranker = build(name, default_config(name), spec, seed=3)
+    ranker = built(name, spec, seed=3)
     tables = [module.weight for module in ranker.modules() if isinstance(module, Table)]
     known = {id(t) for t in tables}
     optimisers = [
@@ -325,6 +348,26 @@ def test_a_tiny_batch_is_overfitted(name):
         if float(loss.detach()) < 0.05:
             return
     pytest.fail(f"loss is {float(loss.detach()):.3f} after 150 steps")
+
+
+@every("neural")
+def test_content_is_not_saved_and_not_trained(name):
+    if not MODELS[name].content:
+        pytest.skip(f"{name} reads no content")
+    spec = SPECS[0]
+    content = invented_content(spec, MODELS[name].content)
+    before = {key: part.vectors.clone() for key, part in content.items()}
+    ranker = build(name, default_config(name), spec)
+    saved = set(ranker.state_dict())
+    ranker.take_content(content)
+    assert set(ranker.state_dict()) == saved
+    owned = {p.data_ptr() for p in ranker.parameters()}
+    assert not owned & {part.vectors.data_ptr() for part in content.values()}
+    batch = make_batch(spec, [(6, 4)] * 3, 2)
+    optimiser = torch.optim.SGD([p for p in ranker.parameters() if p.requires_grad], lr=0.1)
+    ranker(batch.histories, batch.candidates, batch.context).logits.square().sum().backward()
+    optimiser.step()
+    assert all(torch.equal(part.vectors, before[key]) for key, part in content.items())
 
 
 @every("neural")

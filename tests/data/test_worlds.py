@@ -15,8 +15,11 @@ from sostenuto.data.prepared import Array, PreparedData
 from sostenuto.data.spec import load_spec
 from sostenuto.data.worlds import (
     CANDIDATES,
+    GROUPS,
+    HABIT_LEAST,
     LOYALTY,
     NEWEST,
+    RARE_SHARE,
     WORLDS,
     WorldLog,
     expected_auc,
@@ -128,6 +131,21 @@ def test_weekly_habit_is_seen_by_weekday() -> None:
     assert kind_auc(log, same_weekday) > kind_auc(log, every_event) + 0.05
 
 
+def test_prior_intents_are_seen_group_by_group() -> None:
+    """Counts within a group tell more than counts over all: the rare group has few events and as many candidates."""
+    log = world_log("prior_intents", events=20_000, seed=1)
+    group = log.item_group[log.event_item]
+    rare = np.bincount(group) / len(group)
+
+    def share_of_group(rows: Array, r: int) -> Array:
+        mine = np.bincount(group[rows], minlength=GROUPS)
+        return 1.0 / (1.0 + np.where(group[rows] == GROUPS - 1, mine[GROUPS - 1], mine[: GROUPS - 1].sum()))
+
+    assert rare[GROUPS - 1] == pytest.approx(RARE_SHARE, abs=0.01)
+    assert (log.item_group[log.candidate_item] == GROUPS - 1).mean() == pytest.approx(0.5, abs=0.02)
+    assert kind_auc(log, share_of_group) > kind_auc(log, every_event) + 0.01
+
+
 def test_place_habit_is_seen_by_place() -> None:
     log = world_log("place_habit", events=20_000, seed=1)
 
@@ -151,6 +169,35 @@ def test_last_action_is_seen_by_the_last_action_and_not_by_counts_or_recency() -
         assert kind_auc(log, blind, 300) < seen - 0.1
     # telling apart the kinds that were bought last among those that were met at all needs the order of actions
     assert kind_auc(log, lambda rows, _: log.event_action[rows] - 0.5, 300) < seen - 0.05
+
+
+def test_habits_are_three_structures_that_old_behaviours_tell() -> None:
+    log = world_log("habits", events=24_000, seed=1)
+    assert np.bincount(log.part.ravel()).min() > 0.15 * log.part.size
+    edges = np.searchsorted(log.event_user, np.arange(log.num_users + 1))
+    assert np.diff(edges).min() >= HABIT_LEAST
+    shown = log.item_kind[log.candidate_item]
+    scores = {name: np.zeros(shown.shape) for name in ("newest", "weekday", "place")}
+    for r in range(len(shown)):
+        rows = np.arange(edges[log.request_user[r]], edges[log.request_user[r] + 1])
+        rows = rows[log.event_time_ms[rows] < log.request_time_ms[r]]
+        gap = log.event_time_ms[rows] // DAY_MS - log.request_time_ms[r] // DAY_MS
+        chosen = {
+            "newest": rows[-NEWEST:],
+            "weekday": rows[gap % 7 == 0],
+            "place": rows[log.event_place[rows] == log.request_place[r]],
+        }
+        for name, some in chosen.items():
+            scores[name][r] = (log.item_kind[log.event_item[some]][None] == shown[r][:, None]).mean(1)
+    probability = 1 / (1 + np.exp(-log.logit.astype(np.float64)))
+
+    def part(name: str, number: int) -> float:
+        return expected_auc(probability[log.part == number], scores[name][log.part == number])
+
+    # each structure by its own behaviours; the newest show the taste and little of the habits
+    assert part("newest", 1) > 0.75
+    assert part("weekday", 2) > part("newest", 2) + 0.1
+    assert part("place", 3) > part("newest", 3) + 0.1
 
 
 def test_action_taste_is_seen_by_action() -> None:

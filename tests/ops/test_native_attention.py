@@ -46,9 +46,9 @@ class Case:
         named = [self.query, self.key, self.value, *self.unit, self.key_hidden]
         return [leaf for leaf in named if leaf is not None]
 
-    def answer(self, normalise):
+    def scored(self, normalise):
         unit = self.unit._replace(out_bias=self.unit.out_bias[0])
-        out = target_attention(
+        return target_attention(
             self.query,
             self.query_offsets,
             self.key,
@@ -59,6 +59,9 @@ class Case:
             normalise=normalise,
             with_key=self.with_key,
         )
+
+    def answer(self, normalise):
+        out = self.scored(normalise)
         upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
         return out, torch.autograd.grad(out, self.leaves(), upstream, allow_unused=True, materialize_grads=True)
 
@@ -95,6 +98,47 @@ def test_a_twin_equals_the_definition(name, pairs, dims, seed, slope, hidden, no
     assert_near(twin[0], plain[0])
     for found, expected in zip(twin[1], plain[1], strict=True):
         assert_near(found, expected)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@settings(max_examples=40, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 140)), min_size=1, max_size=3),
+    dims=st.tuples(st.integers(1, 40), st.integers(1, 80), st.integers(0, 20)),
+    seed=st.integers(0, 999),
+    slope=st.booleans(),
+    hidden=st.booleans(),
+    normalise=st.sampled_from(NORMALISERS),
+)
+def test_without_gradients_many_candidates_of_a_short_history_change_places_with_it(
+    name, pairs, dims, seed, slope, hidden, normalise
+):
+    """The scoring path, in which behaviours have matrices and candidates are rows."""
+    switches = {"slope": slope, "hidden": hidden, "scale": 0.5, "with_key": True}
+    pairs = [*pairs, (3, 530), (200, 400)]  # more than one piece, and one that is too long
+    with using(None):
+        plain = Case(pairs, dims, seed, dtype=torch.float64, **switches).answer(normalise)[0]
+    with using(LIBRARIES[name]), torch.no_grad():
+        assert_near(Case(pairs, dims, seed, dtype=torch.float32, **switches).scored(normalise), plain)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("units", [17, 64])
+def test_threads_change_no_score_of_many_candidates(name, units):
+    generator = torch.Generator().manual_seed(0)
+    query, key, hidden = (torch.randn(n, d, generator=generator) for n, d in ((531, 12), (50, 12), (531, units)))
+    matrix, readout, none = torch.randn(units, 12, generator=generator), torch.randn(units, generator=generator), None
+    starts = [torch.tensor([0, n]) for n in (531, 50)]
+    before, found = torch.get_num_threads(), []
+    with using(LIBRARIES[name]):
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                given = (query, starts[0], key, starts[1], key, hidden, none, matrix, matrix, readout, readout)
+                found.append(attend(*given, torch.zeros(()), 1, True, False))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

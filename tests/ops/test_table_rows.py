@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sostenuto.native.library import available, using
-from sostenuto.ops.table_rows import lookup_rows, sum_repeated_rows
+from sostenuto.ops.table_rows import few_rows, lookup_rows, spread_rows, sum_repeated_rows
 
 LIBRARIES = available()
 FORMS = {"plain": None, **LIBRARIES}
@@ -116,3 +116,23 @@ def test_a_gradient_of_rows_beyond_the_table_is_refused(name):
     gradient = torch.sparse_coo_tensor(torch.tensor([[5, 1]]), torch.ones(2, 1), (4, 1), check_invariants=False)
     with using(LIBRARIES[name]), pytest.raises(IndexError, match=r"must be in \[0, 4\)"):
         sum_repeated_rows(gradient)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("used_elsewhere", [True, False])
+def test_few_rows_have_the_gradient_of_spread_rows(name, used_elsewhere):
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(6, 3, generator=generator)
+    place = torch.randint(0, 6, (40,), generator=generator)
+    taken = torch.tensor([0, 3, 4, 17, 39])
+    found = []
+    for take in (few_rows, spread_rows):
+        values = drawn.clone().requires_grad_()
+        with using(FORMS[name]):
+            rows = spread_rows(values, place)
+            some = take(rows, taken)
+            (some.square().sum() + (rows.pow(3).sum() if used_elsewhere else 0.0)).backward()
+        assert values.grad is not None
+        assert not values.grad.is_sparse
+        found.append((some.detach(), values.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

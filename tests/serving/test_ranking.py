@@ -307,6 +307,22 @@ def test_rounding_is_no_reason(small):
     assert all(entry.reasons == () for entry in ranker.rank("u6", k=20).items)  # the history does not matter to it
 
 
+@pytest.mark.parametrize("model", ["din", "sdim"])
+def test_what_depends_on_the_item_alone_is_kept_when_a_ranker_is_opened(small, world, model):
+    for data in (small, world):
+        ranker = opened(data, model)
+        request = ranker.request(users_of(data)[1])
+        items = ranker._default_candidates
+        kept = ranker.ranker.kept
+        batch = ranker._assemble(request, [request.past], items)
+        with torch.no_grad():
+            assert kept.rows(batch.candidates) is not None
+        found = ranker.logits(request, [request.past], items)
+        assert kept.num_bytes > 0
+        kept.empty()
+        np.testing.assert_array_equal(ranker.logits(request, [request.past], items), found)
+
+
 def test_a_network_is_opened_in_evaluation_mode(small):
     collator = Collator(small, HistoryView())
     din = build("din", default_config("din"), collator.features)

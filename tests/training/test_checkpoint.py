@@ -12,12 +12,12 @@ from sostenuto.training.checkpoint import load_state, random_state, restore_rand
 
 def test_a_state_comes_back_with_its_tensors(tmp_path: Path) -> None:
     assert load_state(tmp_path) is None
-    save_state(tmp_path, {"a": torch.arange(3)}, {"step": 1, "best_gauc": 0.25})
-    save_state(tmp_path, {"a": torch.arange(4)}, {"step": 2, "best_gauc": None})
+    save_state(tmp_path, {"a": torch.arange(3)}, {"step": 1, "best_value": 0.25})
+    save_state(tmp_path, {"a": torch.arange(4)}, {"step": 2, "best_value": None})
     state = load_state(tmp_path)
     assert state is not None
     assert state[0]["a"].tolist() == [0, 1, 2, 3]
-    assert state[1] == {"step": 2, "best_gauc": None}
+    assert state[1] == {"step": 2, "best_value": None}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state-000000002.safetensors", "state.json"]
 
 

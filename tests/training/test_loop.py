@@ -81,7 +81,7 @@ def test_validation_is_measured_several_times_an_epoch_and_the_best_is_kept() ->
     progress = run(script, TrainingConfig(evaluations_per_epoch=2, patience=0))
     assert script.steps("valid") == [4, 8, 12, 16, 20, 24]
     assert script.best == [0.5, 0.7, 0.8]
-    assert (progress.best_gauc, progress.best_step, progress.stopped) == (0.8, 16, "epochs")
+    assert (progress.best_value, progress.best_step, progress.stopped) == (0.8, 16, "epochs")
     assert script.saved == [4, 8, 12, 16, 20, 24]
 
 
@@ -105,13 +105,13 @@ def test_validation_without_a_metric_saves_weights_all_the_same() -> None:
     script = Scripted([math.nan, 0.4, math.nan])
     progress = run(script, TrainingConfig(evaluations_per_epoch=1, patience=0))
     assert script.best[1:] == [0.4]
-    assert progress.best_gauc == 0.4
+    assert progress.best_value == 0.4
 
 
 def test_a_run_is_taken_up_at_its_batch() -> None:
     loader = Repeated(8)
     script = Scripted([0.5])
-    progress = Progress(step=13, epoch=1, batch=5, evaluations=1, best_gauc=0.6, best_step=8)
+    progress = Progress(step=13, epoch=1, batch=5, evaluations=1, best_value=0.6, best_step=8)
     progress = train(
         OneNumber(),
         loader,

@@ -125,6 +125,18 @@ def test_the_peak_is_the_sum_of_what_stands_and_the_largest_of_what_passes() -> 
     assert json.loads(json.dumps(plan.as_json()))["peak"] == plan.peak
 
 
+def in_a_process(code: str, *arguments: str) -> str:
+    """Run code that may import tests in a fresh interpreter of one thread; return what it prints."""
+    root = Path(__file__).parents[2]
+    places = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(
+        command, env=environment, cwd=root, check=True, stdout=subprocess.PIPE, text=True, timeout=600
+    )
+    return done.stdout
+
+
 MEASURED = """
 import sys
 from pathlib import Path
@@ -157,9 +169,23 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from /proc")
 @pytest.mark.parametrize("model", [name for name in MODELS if not missing_extras(MODELS[name])])
 def test_the_plan_is_within_a_fifth_of_the_measured_peak(model: str, heavy: PreparedData, tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", MEASURED, str(heavy.folder), str(tmp_path / "run"), model]
-    subprocess.run(command, env=environment, cwd=root, check=True, timeout=600)
+    in_a_process(MEASURED, str(heavy.folder), str(tmp_path / "run"), model)
     finished = json.loads((tmp_path / "run" / "config.json").read_text())["finished"]
     assert 0.8 <= finished["planned_peak_mb"] / finished["peak_rss_mb"] <= 1.2, finished
+
+
+LOADED = """
+import sys
+from pathlib import Path
+from tests.training.test_run import config_for
+from sostenuto.training.run import run_training
+
+run_training(Path(sys.argv[1]), Path(sys.argv[2]), config_for(sys.argv[3]))
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("model", ["din", "sdim"])
+def test_a_run_loads_no_compiler(model: str, toy: PreparedData, tmp_path: Path) -> None:
+    printed = in_a_process(LOADED, str(toy.folder), str(tmp_path / "run"), model)
+    assert printed.splitlines()[-1] == "[]", "70 MB that nothing here needs"

@@ -182,7 +182,7 @@ def test_every_model_leaves_the_same_kind_of_folder(model: str, toy: PreparedDat
     assert told["data"]["arrays_hash"] == toy.manifest.arrays_hash
     assert told["memory_plan"]["peak"] > 0
     assert {"torch", "numpy"} <= set(told["versions"])
-    assert read_meta(tmp_path / "run" / "model")["extra"]["view"] == {"recent": None, "match": True}
+    assert read_meta(tmp_path / "run" / "model")["extra"]["view"] == {"recent": None, "match": True, "content": None}
     kinds = [record["kind"] for record in read_log(tmp_path / "run" / "log.jsonl")]
     assert "valid" in kinds
     assert ("fit" in kinds) == (MODELS[model].kind == "fitted")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from tests.content.invented import content_arrays, last_layer_arrays
 
+from sostenuto.data.content_folder import write_content
 from sostenuto.data.prepared import (
     FORMAT_VERSION,
     Behaviours,
@@ -19,7 +21,7 @@ from sostenuto.data.prepared import (
     write_manifest,
     write_requests,
 )
-from sostenuto.schema.features import FeatureSpec, Field
+from sostenuto.schema.features import ContentField, FeatureSpec, Field
 
 HOUR_MS = 3_600_000
 START_MS = 1_500_000_000_000
@@ -116,4 +118,8 @@ def write_toy(
             arrays_hash=arrays_hash(folder),
         ),
     )
+    text = ContentField(name="text", vector_dim=6, num_tokens=4, num_token_ids=11, token_dim=6, has_states=True)
+    arrays = content_arrays(text, num_items, seed)
+    layer = last_layer_arrays(text.token_dim, np.random.default_rng(seed))
+    write_content(folder, "text", **arrays, encoder="invented", last_layer=layer, heads=2)
     return PreparedData(folder)

@@ -24,7 +24,17 @@ def evaluate(
     full_ranking: Annotated[
         bool, typer.Option("--full-ranking", help="Also rank all candidate items for some requests.")
     ] = False,
-    full_requests: Annotated[int, typer.Option(min=1, help="Requests of the full ranking.")] = 200,
+    full_requests: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests of the full ranking. Default: all for models that search, else 200."),
+    ] = None,
+    exclude_seen: Annotated[
+        bool | None,
+        typer.Option(
+            "--exclude-seen/--with-seen",
+            help="Leave out what the user met before, of models that search. Default: as in training.",
+        ),
+    ] = None,
     slices: Annotated[bool, typer.Option("--slices", help="Show the slices too.")] = False,
     data: Annotated[Path | None, typer.Option(help="Prepared folder. Default: the one of the run.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure anew, even when it was done before.")] = False,
@@ -51,15 +61,26 @@ def evaluate(
     if against:
         answer["comparison"] = paired(run, [open_run(other, data) for other in against], split)
     if full_ranking:
-        from sostenuto.evaluation.full_ranking import full_ranking as rank_all
-
-        answer["full_ranking"] = rank_all(
-            run.ranker, run.collator, split, requests=full_requests, seed=run.config.budget.seed
-        )
+        answer["full_ranking"] = ranked_catalogue(run, split, full_requests, exclude_seen)
     if as_json:
         print_json(answer)
     else:
         show(answer, with_slices=slices)
+
+
+def ranked_catalogue(run: Run, split: str, requests: int | None, exclude_seen: bool | None) -> dict[str, Any]:
+    """Rank all items: of a model that searches, for every request by one matrix product; else for some."""
+    from sostenuto.evaluation.catalogue import catalogue_ranking, is_retriever
+    from sostenuto.evaluation.full_ranking import full_ranking
+    from sostenuto.schema.errors import SpecError
+
+    seed = run.config.budget.seed
+    if not is_retriever(run.ranker):
+        if exclude_seen:
+            raise SpecError(f"--exclude-seen is for models that search, {run.config.model} does not; leave it out")
+        return full_ranking(run.ranker, run.collator, split, requests=requests or 200, seed=seed)
+    exclude = run.config.training.exclude_seen if exclude_seen is None else exclude_seen
+    return catalogue_ranking(run.ranker, run.collator, split, requests=requests, seed=seed, exclude_seen=exclude)
 
 
 def paired(run: Run, others: list[Run], split: str) -> dict[str, Any]:
@@ -116,7 +137,8 @@ def show(answer: dict[str, Any], *, with_slices: bool) -> None:
     if "full_ranking" in answer:
         full = answer["full_ranking"]
         print_lines("")
-        title = f"All {full['candidates']:,} items ranked for {full['requests']} requests"
+        seen = ", without what the user met before" if full.get("exclude_seen") else ""
+        title = f"All {full['candidates']:,} items ranked for {full['requests']} requests{seen}"
         print_table(title, ("metric", "value"), [(name, interval(value)) for name, value in full["metrics"].items()])
 
 
@@ -155,4 +177,4 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     print_table("Paired over users", columns, rows, numbers=("difference", "p, Holm"))
 
 
-__all__ = ["evaluate", "interval", "paired", "show", "show_comparison", "show_slices"]
+__all__ = ["evaluate", "interval", "paired", "ranked_catalogue", "show", "show_comparison", "show_slices"]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import sostenuto
-from sostenuto.cli import bench, compare, data, evaluate, models, rank, train
+from sostenuto.cli import bench, compare, content, data, evaluate, models, rank, steer, train
 from sostenuto.cli.clean_errors import CleanErrors
 from sostenuto.cli.output import print_lines
 
@@ -39,11 +39,13 @@ def _options(
 
 
 app.add_typer(data.app, name="data")
+app.add_typer(content.app, name="content")
 app.command("models")(models.models)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("rank")(rank.rank)
+app.command("steer")(steer.steer)
 app.command("bench")(bench.bench)
 
 

@@ -56,6 +56,7 @@ def train(
         print_json({"run": str(result.folder), "recipe": config.name, "model": config.model, **asdict(finished)})
         return
     rows = [
+        *([] if finished.metric == "gauc" else [(f"validation {finished.metric}, all items", finished.best_value)]),
         ("validation GAUC by request", finished.gauc),
         *((f"  on list {name}", value) for name, value in finished.by_list.items()),
         ("validation logloss", finished.logloss),

@@ -49,6 +49,7 @@ from sostenuto.data.spilling import (
     user_ranges,
 )
 from sostenuto.data.vocabularies import GrowingVocabulary, by_frequency, write_vocabulary
+from sostenuto.ops.geohash import geohash_centres
 from sostenuto.schema.errors import DataError
 from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec, Field
 
@@ -411,6 +412,7 @@ def provisional_core(spec: DataSpec, arranged: Arranged, exposures: Path | None)
             num_item_rows=sizes["item"],
             num_actions=max(sizes.get("action", 0), FIRST_KNOWN),
             num_places=max(sizes.get("place", 0), FIRST_KNOWN),
+            time_zone=spec.time_zone,
         ),
         vocabularies=_named(arranged.vocabularies),
         source_folder=spec.folder,
@@ -517,6 +519,8 @@ def finish(
             has_value=has_value,
             value_mean=value_mean,
             value_std=value_std,
+            time_zone=spec.time_zone,
+            place_points=_place_points(spec, final),
         ),
         vocabularies=final | built.vocabularies,
         source_folder=spec.folder,
@@ -531,6 +535,17 @@ def finish(
         "items_with_rows": num_rows - FIRST_KNOWN,
     }
     return Finished(core=core, user_fields=user_fields, indices=indices, counts=counted)
+
+
+def _place_points(spec: DataSpec, vocabularies: dict[str, pl.Series]) -> tuple[tuple[float, float], ...]:
+    """Return where the known places are, where their ids are geohashes."""
+    if spec.places == "names" or "place" not in vocabularies:
+        return ()
+    try:
+        centres = geohash_centres(vocabularies["place"].to_list()[FIRST_KNOWN:])
+    except ValueError as error:
+        raise DataError(f"places = 'geohash' needs geohashes in `place`: {error}") from error
+    return tuple((round(a, 7), round(b, 7)) for a, b in centres.tolist())  # a centimetre
 
 
 def _file_records(spec: DataSpec, files: list[Path]) -> list[dict[str, Any]]:

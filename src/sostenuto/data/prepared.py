@@ -4,6 +4,7 @@
     vocab/<name>.parquet          column `id` (text); row = index; 0 padding, 1 unknown
     items.parquet                 row = item index; `item_id`, `category.<level>`, `field.<name>`, texts as they came
     users.parquet                 row = user index; `user_id`, `field.<name>`; absent without a user table
+    content/<name>/               item vectors by modality, not part of the hash; see content_folder.py
     behaviours/                   every event once, by user then time: offsets, item, time_ms, action, value, place,
                                   field.<name>
     pools/                        candidate universes, by protocol
@@ -19,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
+from sostenuto.data.content_folder import FOLDER as CONTENT
+from sostenuto.data.content_folder import ContentManifest, content_manifests
 from sostenuto.schema.errors import DataError
 from sostenuto.schema.features import FeatureSpec
 
@@ -142,6 +145,8 @@ def _plain(arrays: Mapping[str, Array]) -> dict[str, Array]:
 def hashed_files(folder: Path) -> Iterator[Path]:
     """Yield the files that `arrays_hash` covers, in a fixed order."""
     for path in sorted(folder.rglob("*")):
+        if path.relative_to(folder).parts[0] == CONTENT:
+            continue
         if path.suffix in {".npy", ".parquet"} and path.name != "rejects.parquet":
             yield path
 
@@ -195,10 +200,10 @@ class PreparedData:
                 "prepare the data again with this version"
             )
 
-    @property
+    @cached_property
     def features(self) -> FeatureSpec:
         """The feature specification as prepared (no match or popularity features: those come from a view)."""
-        return self.manifest.features
+        return replace(self.manifest.features, time_zone=self.manifest.time_zone)  # older manifests have it here only
 
     @cached_property
     def behaviours(self) -> Behaviours:
@@ -246,6 +251,10 @@ class PreparedData:
             context=_take_prefix("context", arrays),
             candidate=_take_prefix("candidate", arrays),
         )
+
+    def content(self) -> dict[str, ContentManifest]:
+        """What content of items was built in this folder, by name; read anew at every call."""
+        return content_manifests(self.folder, self.manifest.arrays_hash)
 
     def vocabulary(self, name: str) -> list[str]:
         """Raw ids by index; the first two are padding and unknown."""

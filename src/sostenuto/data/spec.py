@@ -268,6 +268,7 @@ class DataSpec(_Table):
     name: str
     folder: Path = Path()  # files are relative to it; it is relative to the spec's own folder
     time_zone: Zone = "UTC"  # zone of local hours and weekdays
+    places: Literal["names", "geohash"] = "names"  # what the ids in `place` columns are; geohashes have coordinates
     not_after: datetime.datetime | datetime.date | None = None  # later times are rejected as future; default: now
     events: tuple[EventSource, ...] = ()
     exposures: ExposureSource | None = None

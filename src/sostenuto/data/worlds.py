@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import datetime
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from sostenuto.data.content_folder import write_content
 from sostenuto.data.prepared import (
     FORMAT_VERSION,
     Array,
@@ -48,10 +50,17 @@ LIKED, OTHER = 0.8, 0.1  # probability of label 1
 CANDIDATES = 8  # per request
 LIKED_SHARE, DECOY_SHARE = 0.3, 0.3  # of the candidates; the rest are any item
 NEWEST = 50  # T of long_range: the newest T events of a user say nothing
-PERIOD_DAYS = 60  # length of one taste in drift
+PERIOD_DAYS = 60  # length of one taste in drift and habits
+HABIT_EVENTS, HABIT_LEAST = 600, 300  # of a user of habits, on average and at least
+HABIT_SHARES = (0.7, 0.15, 0.15)  # of the loyal events of habits: drifting taste, habit of the weekday, of the place
+RARE_FROM = -(-KINDS * (GROUPS - 1) // GROUPS)  # prior_intents: kinds from this on, the last group, are the rare intent
+RARE_SHARE = 0.06  # of its events
+NEW_SHARE = 0.3  # of the items of mixed_content: they come up after the training requests
+CONTENT = 8  # width of each of its two content vectors
 START = datetime.datetime(2023, 1, 2, tzinfo=datetime.UTC)  # a Monday
 DAYS = 364
 DAY_S = 86_400
+TRAIN_SHARE, VALID_SHARE = 0.6, 0.2  # of the requests, in order of time; the rest is the test split
 VIEW, BUY = "view", "buy"
 
 
@@ -87,10 +96,26 @@ WORLDS: dict[str, World] = {
             favourites=6,
         ),
         World(
+            name="habits",
+            title=(
+                f"A taste that changes every {PERIOD_DAYS} days fills the newest behaviours; beside it a kind for each "
+                f"weekday and one for each of {OWN_PLACES} own places; those of other days, places and times are decoys"
+            ),
+            seen_by="recency, weekday and place of old behaviours, and of the request",
+            favourites=7 + OWN_PLACES + DAYS // PERIOD_DAYS + 2,
+        ),
+        World(
             name="long_range",
             title=f"The newest {NEWEST} behaviours are noise; older ones tell the taste",
             seen_by=f"behaviours older than the newest {NEWEST}",
             favourites=3,
+        ),
+        World(
+            name="mixed_content",
+            title="Text and image of an item tell together, and only together, which of two classes it is; users like "
+            "one class; many items of later requests are new",
+            seen_by="both contents, mixed by more than a sum",
+            favourites=1,
         ),
         World(name="noise", title="Labels depend on nothing", seen_by="nothing", favourites=3),
         World(
@@ -98,6 +123,12 @@ WORLDS: dict[str, World] = {
             title=f"The liked kind depends on which of {OWN_PLACES} own places the user is at",
             seen_by="the place of behaviours and of the request",
             favourites=OWN_PLACES,
+        ),
+        World(
+            name="prior_intents",
+            title=f"One liked kind in the common groups, one in a group that only {RARE_SHARE:.0%} of events are of",
+            seen_by="groups of items, each read by itself",
+            favourites=2,
         ),
         World(
             name="several_interests",
@@ -137,6 +168,8 @@ class WorldLog:
     candidate_item: Array  # (R, CANDIDATES) int32
     logit: Array  # (R, CANDIDATES) float32, the truth
     label: Array  # (R, CANDIDATES) float32
+    part: Array  # (R, CANDIDATES) int8, habits: drawn for the taste (1), the weekday (2), the place (3), nothing (0)
+    item_content: Mapping[str, Array] = field(default_factory=dict)  # (I, CONTENT) float32 by name; most have none
 
     @property
     def item_group(self) -> Array:
@@ -174,9 +207,13 @@ class _Taste:
     place_from: Array
     place_step: Array
     phase_s: Array
+    has_rare: bool  # favourite 0 is of the common groups and 1 of the rare one
 
     def kind(self, user: Array, j: Array | int) -> Array:
         """Return favourite number `j` of each user."""
+        if self.has_rare:
+            rare = RARE_FROM + self.kind_step[user] % (KINDS - RARE_FROM)
+            return np.where(np.asarray(j) == 0, self.kind_from[user] % RARE_FROM, rare)
         return np.asarray((self.kind_from[user] + self.kind_step[user] * j) % KINDS)
 
     def place(self, user: Array, k: Array) -> Array:
@@ -191,7 +228,20 @@ class _Taste:
         return rank
 
 
-def _current(name: str, taste: _Taste, user: Array, time_s: Array, own_place: Array, pick: Array) -> Array:
+def _habits(taste: _Taste, user: Array, time_s: Array, own_place: Array) -> Array:
+    """Return (N, 3) numbers of the favourites of habits that rule: by taste, by weekday, by place."""
+    drifting = 7 + OWN_PLACES + (time_s + taste.phase_s[user]) // (PERIOD_DAYS * DAY_S)
+    return np.stack([drifting, (time_s // DAY_S) % 7, 7 + own_place], axis=1)
+
+
+def _habit_part(rank: Array) -> Array:
+    """Return which part of habits a favourite belongs to: 1 taste, 2 weekday, 3 place."""
+    return np.where(rank < 7, 2, np.where(rank < 7 + OWN_PLACES, 3, 1))
+
+
+def _current(
+    name: str, taste: _Taste, user: Array, time_s: Array, own_place: Array, pick: Array, rare_share: float = RARE_SHARE
+) -> Array:
     """Return the number of the favourite that rules at each moment; `pick` in [0, 1) chooses among equals."""
     if name == "drift":
         return (time_s + taste.phase_s[user]) // (PERIOD_DAYS * DAY_S)
@@ -199,6 +249,10 @@ def _current(name: str, taste: _Taste, user: Array, time_s: Array, own_place: Ar
         return (time_s // DAY_S) % 7
     if name == "place_habit":
         return own_place
+    if name == "habits":
+        return _habits(taste, user, time_s, own_place)[np.arange(len(user)), (pick * 3).astype(np.int64)]
+    if name == "prior_intents":
+        return (pick < rare_share).astype(np.int64)
     equals = {"action_taste": 3, "last_action": 6, "several_interests": 4}.get(name, 3)
     return (pick * equals).astype(np.int64)
 
@@ -231,7 +285,7 @@ def world_log(
     Args:
         name:     one of `WORLDS`.
         events:   behaviours, 1e3 to 1e7.
-        users:    default: one per 100 events (long_range: 200).
+        users:    default: one per 100 events (long_range: 200, habits: 600).
         items:    default: one per 50 events, between 410 and 100,000.
         requests: exposures of `CANDIDATES` items; default: one per 10 events, between 400 and 100,000.
         seed:     the same seed gives the same world.
@@ -240,8 +294,9 @@ def world_log(
     """
     if name not in WORLDS:
         raise SpecError(f"world must be one of {', '.join(WORLDS)}, got {name!r}.{did_you_mean(name, WORLDS)}")
-    least = 2 * NEWEST if name == "long_range" else 2
-    users = max(events // (4 * NEWEST if name == "long_range" else 100), 2) if users is None else users
+    least = {"long_range": 2 * NEWEST, "habits": HABIT_LEAST}.get(name, 2)
+    each = {"long_range": 4 * NEWEST, "habits": HABIT_EVENTS}.get(name, 100)
+    users = max(events // each, 2) if users is None else users
     items = min(max(events // 50, 10 * KINDS), 100_000) if items is None else items
     requests = min(max(events // 10, 400), 100_000) if requests is None else requests
     if users < 1 or events < least * users:
@@ -251,6 +306,8 @@ def world_log(
     if requests < 1:
         raise SpecError(f"requests must be at least 1, got {requests}")
 
+    if name == "mixed_content":
+        return _mixed_content(events, users, items, requests, seed)
     rng = generator(seed, "world", name)
     taste = _Taste(
         kind_from=rng.integers(0, KINDS, users),
@@ -258,6 +315,7 @@ def world_log(
         place_from=rng.integers(0, PLACES, users),
         place_step=rng.integers(1, PLACES, users),
         phase_s=rng.integers(0, PERIOD_DAYS * DAY_S, users),
+        has_rare=name == "prior_intents",
     )
     first = np.linspace(0, items, KINDS + 1).astype(np.int64)  # items of kind k: first[k] .. first[k + 1]
     item_kind = np.repeat(np.arange(KINDS, dtype=np.int16), np.diff(first))
@@ -271,14 +329,17 @@ def world_log(
     span = int(DAYS * DAY_S * (0.8 if name == "long_range" else 1.0))
     time_s = np.sort((user << 32) | rng.integers(0, span, events)) & 0xFFFFFFFF
     own = rng.integers(0, OWN_PLACES, events)
-    rank = _current(name, taste, user, time_s, own, rng.random(events))
+    pick = rng.random(events)
+    if name == "habits":  # what happens is mostly taste, what is asked about is all three alike
+        pick = np.interp(pick, np.cumsum((0.0, *HABIT_SHARES)), np.arange(4) / 3)
+    rank = _current(name, taste, user, time_s, own, pick)
     bought = rng.random(events) < 0.5
     if name == "action_taste":  # as many kinds only viewed as bought, met just as often
         rank = np.where(bought, rank, rank + 3)
     loyal = rng.random(events) < LOYALTY
     if name == "long_range":
         loyal &= np.arange(events) < np.repeat(np.cumsum(lengths) - NEWEST, lengths)
-    kind = np.where(loyal, taste.kind(user, rank), rng.integers(0, KINDS, events))
+    kind = np.where(loyal, taste.kind(user, rank), _any_kind(name, rank, rng))
     event_item = _zipf_item(kind, first, rng.random(events))
 
     # requests, in order of time
@@ -288,19 +349,25 @@ def world_log(
     here = rng.integers(0, OWN_PLACES, requests)
     cell = (requests, CANDIDATES)
     who_c, at_c, here_c = (np.repeat(column, CANDIDATES) for column in (who, at_s, here))
-    liked = _current(name, taste, who_c, at_c, here_c, rng.random(len(who_c)))
+    liked = _current(name, taste, who_c, at_c, here_c, rng.random(len(who_c)), 0.5)  # shown: rare as often as common
     decoy = _decoys(name, taste, who_c, liked, centres, rng)
     last = _LastActions.of(user, time_s, kind, bought) if name == "last_action" else None
     if last is not None:
         liked, decoy = last.favourites(taste, who_c, at_c, rng)
     role = rng.random(len(who_c))
-    shown = np.where(role < LIKED_SHARE, taste.kind(who_c, liked), rng.integers(0, KINDS, len(who_c)))
+    shown = np.where(role < LIKED_SHARE, taste.kind(who_c, liked), _any_kind(name, liked, rng))
     shown = np.where((role >= LIKED_SHARE) & (role < LIKED_SHARE + DECOY_SHARE) & (decoy >= 0), decoy, shown)
     item = _distinct(_zipf_item(shown, first, rng.random(len(who_c))).reshape(cell), item_kind, first)
     shown = item_kind[item].astype(np.int64).ravel()
     is_liked = _is_liked(name, taste, who_c, liked, shown).reshape(cell)
     if last is not None:
         is_liked = (last.before(who_c, at_c, shown) == 1).reshape(cell)
+    part = np.zeros(cell, np.int8)
+    if name == "habits":
+        kinds = [taste.kind(who_c, ruling) for ruling in _habits(taste, who_c, at_c, here_c).T]
+        is_liked = np.any([k == item_kind[item].ravel() for k in kinds], axis=0).reshape(cell)
+        planted = (role < LIKED_SHARE) | ((role < LIKED_SHARE + DECOY_SHARE) & (decoy >= 0))
+        part = np.where(planted, _habit_part(liked), 0).reshape(cell).astype(np.int8)
     probability = np.where(is_liked, LIKED, OTHER)
     if name == "noise":
         probability = np.full(cell, 0.3)
@@ -323,6 +390,87 @@ def world_log(
         candidate_item=item.astype(np.int32),
         logit=np.log(probability / (1 - probability)).astype(np.float32),
         label=(rng.random(cell) < probability).astype(np.float32),
+        part=part,
+    )
+
+
+def _any_kind(name: str, rank: Array, rng: np.random.Generator) -> Array:
+    """Return any kind; of the rare group where the rare intent rules, and of the others where it does not."""
+    if name != "prior_intents":
+        return rng.integers(0, KINDS, len(rank))
+    low, high = np.where(rank == 1, RARE_FROM, 0), np.where(rank == 1, KINDS, RARE_FROM)
+    return rng.integers(low, high)
+
+
+def _mixed_content(events: int, users: int, items: int, requests: int, seed: int) -> WorldLog:
+    """Draw the world whose items are known by their content alone.
+
+    Text and image of an item each lie at one of two points. An item is of class 1 where both lie at the first or both
+    at the second, else of class 0: either alone, and every sum of parts, says nothing. Kinds, groups and the item
+    vector are drawn without regard to the class.
+    """
+    rng = generator(seed, "world", "mixed_content")
+    kind = np.sort(rng.integers(0, KINDS, items)).astype(np.int16)
+    side = rng.integers(0, 2, (items, 2))
+    of_class = (side[:, 0] == side[:, 1]).astype(np.int64)
+    points = rng.standard_normal((2, CONTENT))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    contents = [
+        ((2 * side[:, [m]] - 1) * points[m] + 0.1 * rng.standard_normal((items, CONTENT))).astype(np.float32)
+        for m in range(2)
+    ]
+    is_new = rng.random(items) < NEW_SHARE
+    pools = {(c, new): np.flatnonzero((of_class == c) & (new | ~is_new)) for c in range(2) for new in (False, True)}
+
+    def drawn(wanted: Array, with_new: Array) -> Array:
+        u = rng.random(len(wanted))
+        out = np.zeros(len(wanted), np.int64)
+        for (c, new), pool in pools.items():
+            here = (wanted == c) & (with_new == new)
+            out[here] = pool[(u[here] * len(pool)).astype(np.int64)]
+        return out
+
+    likes = rng.integers(0, 2, users)
+    user = np.repeat(np.arange(users, dtype=np.int64), _lengths(events, users, 2, rng))
+    span = DAYS * DAY_S
+    time_s = np.sort((user << 32) | rng.integers(0, span, events)) & 0xFFFFFFFF
+    loyal = rng.random(events) < LOYALTY
+    event_item = drawn(np.where(loyal, likes[user], rng.integers(0, 2, events)), np.zeros(events, bool))
+
+    at_s = np.sort(rng.integers(int(span * 0.4), span, requests))
+    who = rng.integers(0, users, requests)
+    cell = (requests, CANDIDATES)
+    late = np.repeat(np.arange(requests) >= int(requests * TRAIN_SHARE), CANDIDATES)
+    item = drawn(rng.integers(0, 2, requests * CANDIDATES), late).reshape(cell)
+    for _ in range(100):  # a request shows no item twice
+        ordered = np.sort(item, axis=1)
+        again = (ordered[:, 1:] == ordered[:, :-1]).any(1)
+        if not again.any():
+            break
+        rows = np.repeat(again, CANDIDATES)
+        item[again] = drawn(rng.integers(0, 2, int(rows.sum())), late[rows]).reshape(-1, CANDIDATES)
+    probability = np.where(of_class[item] == likes[who][:, None], LIKED, OTHER)
+    start_ms = int(START.timestamp()) * 1000
+    return WorldLog(
+        name="mixed_content",
+        seed=seed,
+        num_users=users,
+        event_user=user.astype(np.int32),
+        event_time_ms=start_ms + time_s * 1000,
+        event_item=event_item.astype(np.int32),
+        event_place=rng.integers(0, PLACES, events).astype(np.int16),
+        event_action=(rng.random(events) < 0.5).astype(np.int8),
+        event_value=np.round(rng.lognormal(1.0, 0.5, events), 2).astype(np.float32),
+        item_kind=kind,
+        item_vector=rng.standard_normal((items, VECTOR)).astype(np.float32),
+        request_user=who.astype(np.int32),
+        request_time_ms=start_ms + at_s * 1000,
+        request_place=rng.integers(0, PLACES, requests).astype(np.int16),
+        candidate_item=item.astype(np.int32),
+        logit=np.log(probability / (1 - probability)).astype(np.float32),
+        part=np.zeros(cell, np.int8),
+        label=(rng.random(cell) < probability).astype(np.float32),
+        item_content={"image": contents[1], "text": contents[0]},
     )
 
 
@@ -331,6 +479,14 @@ def _decoys(name: str, taste: _Taste, user: Array, liked: Array, centres: Array,
     n = len(user)
     if name == "drift":  # a former taste
         return np.where(liked > 0, taste.kind(user, (rng.random(n) * np.maximum(liked, 1)).astype(np.int64)), -1)
+    if name == "habits":  # another day's, another place's, or a former taste
+        other = np.where(liked < 7, (liked + rng.integers(1, 7, n)) % 7, -1)
+        place = 7 + (liked - 7 + rng.integers(1, OWN_PLACES, n)) % OWN_PLACES
+        other = np.where((liked >= 7) & (liked < 7 + OWN_PLACES), place, other)
+        first = 7 + OWN_PLACES
+        former = first + (rng.random(n) * np.maximum(liked - first, 1)).astype(np.int64)
+        other = np.where(liked > first, former, other)
+        return np.where(other >= 0, taste.kind(user, other), -1)
     if name in {"weekly_habit", "place_habit"}:  # the taste of another day or place
         count = WORLDS[name].favourites
         return taste.kind(user, (liked + rng.integers(1, count, n)) % count)
@@ -413,7 +569,8 @@ def make_world(
 ) -> Path:
     """Write a world as a log somebody could have: events, exposures, items, `spec.toml`; and its truth.
 
-    `truth.parquet` has the true logit of every row of exposures.parquet, `truth.json` the oracle's AUC.
+    `truth.parquet` has the true logit of every row of exposures.parquet, `truth.json` the oracle's AUC. A world
+    that has content vectors writes them to `<name>.parquet`, for `sostenuto content build --vectors`.
 
     Args:
         name:     one of `WORLDS`.
@@ -467,6 +624,10 @@ def make_world(
     pl.DataFrame({"request": request, "item": log.candidate_item.ravel(), "logit": log.logit.ravel()}).write_parquet(
         folder / "truth.parquet", compression="lz4"
     )
+    for content, vectors in log.item_content.items():
+        pl.DataFrame({"item_id": np.arange(len(vectors), dtype=np.int32), "vector": vectors}).write_parquet(
+            folder / f"{content}.parquet"
+        )
     truth = _truth(log)
     (folder / "truth.json").write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
     path = folder / "spec.toml"
@@ -544,7 +705,7 @@ def world_prepared(
     """Write a world straight into a prepared folder, without the way through files and `prepare`.
 
     Requests are split by time: the first 60 % train, then 20 % validation, 20 % test. `truth/<split>.npy` holds the
-    true logit of every candidate, aligned with the split's flat candidates.
+    true logit of every candidate, aligned with the split's flat candidates; of habits also `<split>.part.npy`.
 
     Args:
         name:     one of `WORLDS`.
@@ -559,9 +720,9 @@ def world_prepared(
     folder = Path(folder)
     count = len(log.request_user)
     cuts = {
-        "train": (0, int(count * 0.6)),
-        "valid": (int(count * 0.6), int(count * 0.8)),
-        "test": (int(count * 0.8), count),
+        "train": (0, int(count * TRAIN_SHARE)),
+        "valid": (int(count * TRAIN_SHARE), int(count * (TRAIN_SHARE + VALID_SHARE))),
+        "test": (int(count * (TRAIN_SHARE + VALID_SHARE)), count),
     }
     training = log.event_time_ms < log.request_time_ms[min(cuts["valid"][0], count - 1)]
 
@@ -627,6 +788,8 @@ def world_prepared(
             ),
         )
         truth[split] = log.logit[begin:end].ravel()
+        if name == "habits":
+            truth[f"{split}.part"] = log.part[begin:end].ravel()
         counts[f"requests_{split}"] = end - begin
         if end > begin:
             spans[split] = (int(time_ms[0]), int(time_ms[-1]))
@@ -661,7 +824,12 @@ def world_prepared(
             arrays_hash=arrays_hash(folder),
         ),
     )
-    return PreparedData(folder)
+    data = PreparedData(folder)
+    for content, vectors in log.item_content.items():
+        rows = np.concatenate([np.zeros((FIRST_KNOWN, vectors.shape[1]), np.float32), vectors[order]])
+        known = np.arange(len(rows)) >= FIRST_KNOWN
+        write_content(folder, content, vectors=rows, known=known, encoder="world")
+    return data
 
 
 __all__ = ["WORLDS", "World", "WorldLog", "expected_auc", "make_world", "world_log", "world_prepared"]

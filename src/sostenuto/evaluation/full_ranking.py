@@ -58,16 +58,21 @@ def ranking_truth(data: PreparedData, split: str, count: int, seed: int) -> tupl
         order = np.arange(len(rows)) if len(rows) <= count else np.random.default_rng(seed).permutation(len(rows))
         kept = np.sort(order[:count])
         return rows[kept], [truth[n] for n in kept]
-    positive = np.asarray(requests.label) > 0
-    row = np.repeat(np.arange(len(requests)), np.diff(requests.offsets))
-    able = np.unique(row[positive])
+    able, truth = labelled_truth(data, split, np.arange(len(requests)))
+    order = np.random.default_rng([seed, len(able)]).permutation(len(able))[:count]
+    kept = np.sort(order)
+    return able[kept], [truth[n] for n in kept]
+
+
+def labelled_truth(data: PreparedData, split: str, rows: Array) -> tuple[Array, list[Array]]:
+    """Return those of some rising request rows that have a positive, and the items that each labels so."""
+    requests = data.requests(split)
+    items, positive, starts = np.asarray(requests.item), np.asarray(requests.label) > 0, np.asarray(requests.offsets)
+    before = np.concatenate(([0], np.cumsum(positive)))
+    able = rows[before[starts[rows + 1]] > before[starts[rows]]]
     if not len(able):
         raise DataError(f"{split} must hold a request with a positive, {data.folder} has none; take another split")
-    order = np.random.default_rng([seed, len(able)]).permutation(len(able))[:count]
-    rows = np.sort(able[order])
-    items = np.asarray(requests.item)
-    starts = requests.offsets
-    return rows, [np.unique(items[a:b][positive[a:b]]) for a, b in zip(starts[rows], starts[rows + 1], strict=True)]
+    return able, [np.unique(items[a:b][positive[a:b]]) for a, b in zip(starts[able], starts[able + 1], strict=True)]
 
 
 def all_items_requests(data: PreparedData, split: str, rows: Array, truth: Sequence[Array]) -> tuple[Requests, int]:
@@ -151,4 +156,12 @@ def full_ranking(
     }
 
 
-__all__ = ["KS", "all_items_requests", "full_ranking", "ranked_items", "ranking_truth", "score_all_items"]
+__all__ = [
+    "KS",
+    "all_items_requests",
+    "full_ranking",
+    "labelled_truth",
+    "ranked_items",
+    "ranking_truth",
+    "score_all_items",
+]

@@ -8,7 +8,6 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from sostenuto.schema.features import FIRST_KNOWN, Field
 
@@ -33,6 +32,8 @@ def local_clock(time_ms: npt.NDArray[Any], time_zone: str) -> dict[str, npt.NDAr
             "hour_of_day": np.array([moment.hour + FIRST_KNOWN for moment in local], np.int64),
             "day_of_week": np.array([moment.weekday() + FIRST_KNOWN for moment in local], np.int64),
         }
+    import polars as pl  # 20 MB that many a process never needs
+
     moments = pl.Series(np.asarray(time_ms, np.int64)).cast(pl.Datetime("ms", "UTC")).dt.convert_time_zone(time_zone)
     return {
         "hour_of_day": moments.dt.hour().to_numpy().astype(np.int64) + FIRST_KNOWN,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +13,27 @@ from sostenuto.features.clock import local_clock
 from sostenuto.features.match import level_keys, match_features
 from sostenuto.features.popularity import PopularityIndex
 from sostenuto.features.view import HistoryView, view_features
-from sostenuto.schema.histories import Candidates, Context, History, RequestBatch, SequenceBatch
+from sostenuto.schema.histories import (
+    Candidates,
+    Catalogue,
+    Context,
+    FutureWindow,
+    History,
+    RequestBatch,
+    SequenceBatch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sostenuto.data.prepared import PreparedData, Requests
     from sostenuto.features.negatives import Negatives
+    from sostenuto.features.windows import WindowRows
 
 Array = npt.NDArray[Any]
+
+
+SHORT_SLICES = 64  # mean length below which one gather is quicker than many slices
 
 
 def joined_slices(array: Array, start: Array, end: Array) -> Array:
@@ -29,6 +41,11 @@ def joined_slices(array: Array, start: Array, end: Array) -> Array:
     array = np.asarray(array)  # slices of a memory map itself are slow to make
     if not len(start):
         return array[:0]
+    lengths = np.asarray(end) - start
+    total = int(lengths.sum())
+    if total < SHORT_SLICES * len(start):
+        first = np.asarray(start) - (np.cumsum(lengths) - lengths)
+        return array[np.repeat(first, lengths) + np.arange(total)]
     return np.concatenate([array[a:b] for a, b in zip(start.tolist(), end.tolist(), strict=True)])
 
 
@@ -82,7 +99,8 @@ class Collator:
     def __init__(self, data: PreparedData, view: HistoryView) -> None:
         self.data = data
         self.view = view
-        self.features = view_features(data.features, view)
+        content = tuple(manifest.sizes for manifest in data.content().values())
+        self.features = view_features(replace(data.features, content=content), view)
         behaviours = data.behaviours
         self._category = data.item_category
         self._item_fields = {f.name: data.item_field(f.name) for f in data.features.item_fields}
@@ -112,7 +130,13 @@ class Collator:
         )
 
     def sequences(
-        self, requests: Requests, rows: Array, timeline: Array, start: Array, negatives: Negatives | None = None
+        self,
+        requests: Requests,
+        rows: Array,
+        timeline: Array,
+        start: Array,
+        negatives: Negatives | None = None,
+        windows: WindowRows | None = None,
     ) -> SequenceBatch:
         """Collate requests of a split that share timelines.
 
@@ -122,7 +146,8 @@ class Collator:
             timeline:  (R,) int64 0 .. U - 1, never decreasing: requests of one timeline are of one user.
             start:     (U,) int64 how many of the user's oldest behaviours each timeline leaves out.
             negatives: items that all requests are held against; then candidates are the targets (label 1) alone, and
-                       carry no match features.
+                       carry neither match features nor popularity.
+            windows:   rows of the log that are targets of each request.
         """
         timeline, start = np.asarray(timeline, np.int64), np.asarray(start, np.int64)
         user = np.asarray(requests.user[rows], np.int64)
@@ -136,16 +161,20 @@ class Collator:
         if negatives is not None:
             asked |= _targets(asked)
         past, columns = self._history(offsets, history, event_fields)
-        ends = offsets[timeline] + prefix
-        seen = np.concatenate([np.arange(a, z) for a, z in zip((ends - prefix).tolist(), ends.tolist(), strict=True)])
-        reads = _Reads(offsets=_offsets(prefix), positions=seen, columns=columns)
+        reads = None
+        if negatives is None:
+            ends = offsets[timeline] + prefix
+            seen = [np.arange(a, z) for a, z in zip((ends - prefix).tolist(), ends.tolist(), strict=True)]
+            reads = _Reads(offsets=_offsets(prefix), positions=np.concatenate(seen), columns=columns)
         return SequenceBatch(
             histories=past,
             row=_tensor(timeline),
             prefix=_tensor(prefix),
-            candidates=self._candidates(asked, None if negatives is not None else reads),
-            negatives=None if negatives is None else self._shared(negatives.item),
+            candidates=self._candidates(asked, reads),
+            negatives=None if negatives is None else self.items(negatives.item),
             log_q=None if negatives is None or negatives.log_q is None else _tensor(negatives.log_q),
+            pool=None if negatives is None or negatives.pool is None else _tensor(negatives.pool),
+            future=None if windows is None else self._future(windows),
             **self._observed(asked),
         )
 
@@ -246,12 +275,16 @@ class Collator:
         return tensors, _Columns(item=item, category=category, fields=fields, time_ms=history["time_ms"])
 
     def _candidates(self, asked: Mapping[str, Any], reads: _Reads | None) -> Candidates:
-        """Return candidates with item fields, popularity, and match features of what their requests may read."""
+        """Return candidates with item fields, popularity, and match features of what their requests may read.
+
+        Without `reads` they are targets of a search, which knows an item by itself: neither popularity nor match.
+        """
         offsets, time_ms = asked["candidate_offsets"], asked["time_ms"]
         item = np.asarray(asked["item"], np.int64)
         row = np.repeat(np.arange(len(time_ms)), np.diff(offsets))
         fields = dict(asked["candidate_fields"]) | self._of_items(item)
-        fields |= self._popularity.features(item, row, time_ms, asked["place"])
+        if reads is not None:
+            fields |= self._popularity.features(item, row, time_ms, asked["place"])
         category = np.take(self._category, item, axis=0)
         match = np.zeros((len(item), 0), np.float32)
         if self.features.match and reads is not None:
@@ -270,14 +303,24 @@ class Collator:
             fields={name: _tensor(column) for name, column in fields.items()},
         )
 
-    def _shared(self, item: Array) -> Candidates:
-        """Return items that stand for no request: without what only a request gives them."""
+    def items(self, item: Array, offsets: Array | None = None) -> Candidates:
+        """Return items that no request shows, as one row or in rows: without what only a request gives them."""
+        item = np.asarray(item, np.int64)
+        offsets = np.array([0, len(item)]) if offsets is None else offsets
         return Candidates(
-            offsets=_tensor(np.array([0, len(item)])),
+            offsets=_tensor(offsets),
             item=_tensor(item),
             category=_tensor(np.take(self._category, item, axis=0)),
             match=_tensor(np.zeros((len(item), 0), np.float32)),
-            fields={name: _tensor(column) for name, column in self._of_items(np.asarray(item, np.int64)).items()},
+            fields={name: _tensor(column) for name, column in self._of_items(item).items()},
+        )
+
+    def _future(self, rows: WindowRows) -> FutureWindow:
+        behaviours = self.data.behaviours
+        return FutureWindow(
+            items=self.items(np.asarray(behaviours.item)[rows.position], rows.offsets),
+            step=_tensor(rows.step),
+            action=_tensor(np.asarray(behaviours.action)[rows.position]),
         )
 
     def _observed(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,6 +341,13 @@ class Collator:
             "request": _tensor(np.arange(len(user)) if request is None else request),
             "user": _tensor(user),
         }
+
+    def catalogue(self) -> Catalogue:
+        """Return what the data say of every item, for rankers that keep a table of items."""
+        return Catalogue(
+            category=_tensor(np.asarray(self._category)),
+            fields={name: _tensor(np.asarray(column)) for name, column in self._item_fields.items()},
+        )
 
     def _of_items(self, item: Array) -> dict[str, Array]:
         return {name: np.take(column, item, axis=0) for name, column in self._item_fields.items()}

@@ -20,6 +20,7 @@ class Negatives:
 
     item: Array  # (M,) int64
     log_q: Array | None  # (M,) float32 log of how often each is expected among M draws; None = uncorrected
+    pool: Array | None = None  # (M,) int64 group that each was drawn from, -1 = from all items; None = all so
 
 
 class NegativeSampler:
@@ -31,9 +32,11 @@ class NegativeSampler:
         power:  0 draws all items alike, 1 by frequency.
         log_q:  also hand over the logarithm of M times the chance of each (the log-Q correction of sampled softmax;
                 Bengio and Senecal, 2008; Yi et al., RecSys 2019).
+        groups: (num_items, C) bool; when given, half of the negatives are drawn from all items and the rest from the
+                items of one group after another, so that rare groups have enough of their own. Not with `log_q`.
     """
 
-    def __init__(self, counts: Array, *, count: int, power: float, log_q: bool) -> None:
+    def __init__(self, counts: Array, *, count: int, power: float, log_q: bool, groups: Array | None = None) -> None:
         if count < 1:
             raise SpecError(f"training.negatives must be at least 1, got {count}; 256 is usual")
         weight = np.asarray(counts, np.float64).copy()
@@ -46,12 +49,36 @@ class NegativeSampler:
         self._bounds = np.cumsum(chance)
         self._log_chance = np.log(np.maximum(chance, np.finfo(np.float64).tiny))
         self.count, self.log_q = count, log_q
+        self._pools: list[tuple[int, Array, Array]] = []  # group, its items, their bounds
+        if groups is not None:
+            if log_q:
+                raise SpecError("training.log_q must be false for negatives drawn by group, got true; leave it out")
+            for group in range(groups.shape[1]):
+                items = np.flatnonzero(np.asarray(groups)[:, group] & (weight > 0))
+                if len(items):
+                    self._pools.append((group, items, np.cumsum(weight[items])))
 
     def draw(self, generator: np.random.Generator) -> Negatives:
         """Return the negatives of a batch."""
+        if self._pools:
+            return self._by_group(generator)
         item = np.searchsorted(self._bounds, generator.random(self.count) * self._bounds[-1], side="right")
         log_q = (self._log_chance[item] + np.log(self.count)).astype(np.float32) if self.log_q else None
         return Negatives(item=item.astype(np.int64), log_q=log_q)
+
+    def _by_group(self, generator: np.random.Generator) -> Negatives:
+        shared = self.count - self.count // 2
+        number = np.concatenate((np.full(shared, -1), np.arange(self.count // 2) % len(self._pools)))
+        item = np.zeros(self.count, np.int64)
+        pool = np.full(self.count, -1)
+        drawn = generator.random(self.count)
+        everything = number < 0
+        item[everything] = np.searchsorted(self._bounds, drawn[everything] * self._bounds[-1], side="right")
+        for n, (group, items, bounds) in enumerate(self._pools):
+            mine = number == n
+            item[mine] = items[np.searchsorted(bounds, drawn[mine] * bounds[-1], side="right")]
+            pool[mine] = group
+        return Negatives(item=item, log_q=None, pool=pool.astype(np.int64))
 
 
 __all__ = ["NegativeSampler", "Negatives"]

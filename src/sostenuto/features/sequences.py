@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sostenuto.features.collation import Collator
     from sostenuto.features.negatives import NegativeSampler
     from sostenuto.features.view import HistoryView
+    from sostenuto.features.windows import FutureWindows
     from sostenuto.schema.histories import SequenceBatch
 
 Array = npt.NDArray[Any]
@@ -43,15 +44,16 @@ def timelines(user: Array, prefix: Array, low: Array, time_ms: Array, view: Hist
         first = np.concatenate(([True], user[1:] != user[:-1])) if len(user) else np.zeros(0, bool)
         return np.cumsum(first) - 1, np.zeros(int(first.sum()), np.int64)
     half = replace(view, recent=max(1, view.recent // 2))
-    row = np.zeros(len(user), np.int64)
-    starts: list[int] = []
-    for r in range(len(user)):
-        fits = r > 0 and user[r] == user[r - 1] and prefix[r] - starts[-1] <= view.recent
-        if not fits:
+    opens = np.concatenate(([True], user[1:] != user[:-1])) if len(user) else np.zeros(0, bool)
+    start = np.zeros(len(user), np.int64)  # of the timeline that a request opens
+    newest = 0  # start of the timeline at hand
+    for r in np.flatnonzero(prefix > view.recent).tolist():
+        newest = 0 if r == 0 or user[r] != user[r - 1] or prefix[r - 1] <= view.recent else newest
+        if opens[r] or prefix[r] - newest > view.recent:
             begin, end = int(low[r]), int(low[r] + prefix[r])
-            starts.append(0 if prefix[r] <= view.recent else half.start(time_ms, begin, end) - begin)
-        row[r] = len(starts) - 1
-    return row, np.array(starts, np.int64)
+            newest = half.start(time_ms, begin, end) - begin
+            opens[r], start[r] = True, newest
+    return np.cumsum(opens) - 1, start[opens]
 
 
 class SequenceLoader:
@@ -69,6 +71,7 @@ class SequenceLoader:
         prefetch:          batches made ahead.
         requests_per_pass: most requests of one user in a batch; None = all.
         negatives:         draws items that all requests are held against; None = candidates as the protocol wrote them.
+        windows:           finds the behaviours after each request that are its targets; None = the candidates are.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class SequenceLoader:
         prefetch: int = 2,
         requests_per_pass: int | None = None,
         negatives: NegativeSampler | None = None,
+        windows: FutureWindows | None = None,
     ) -> None:
         if batch_requests < 1:
             raise SpecError(f"batch_requests must be at least 1, got {batch_requests}")
@@ -90,7 +94,7 @@ class SequenceLoader:
         self.collator = collator
         self.requests = requests
         rows = np.asarray(rows)
-        if negatives is not None:
+        if negatives is not None and windows is None:
             rows = rows[_has_target(requests)[rows]]
         user, prefix = np.asarray(requests.user)[rows], np.asarray(requests.prefix)[rows]
         self.rows = rows[np.lexsort((rows, prefix, user))]
@@ -99,6 +103,7 @@ class SequenceLoader:
         self.prefetch = prefetch
         self.requests_per_pass = requests_per_pass
         self.negatives = negatives
+        self.windows = windows
         self._batches: tuple[int, list[Array]] | None = None
 
     def __len__(self) -> int:
@@ -137,7 +142,8 @@ class SequenceLoader:
         drawn = None
         if self.negatives is not None:
             drawn = self.negatives.draw(np.random.default_rng([self.seed, *draw, _NEGATIVES]))
-        return self.collator.sequences(requests, rows, row, start, drawn)
+        windows = None if self.windows is None else self.windows.of(user, prefix)
+        return self.collator.sequences(requests, rows, row, start, drawn, windows)
 
     def events(self) -> Array:
         """Return (R,) int64 behaviours that each request of the split reads."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sostenuto.features.clock import CLOCK_FIELDS
 from sostenuto.features.match import match_levels, match_names
 from sostenuto.features.popularity import POPULARITY_FIELDS
-from sostenuto.schema.errors import SpecError
+from sostenuto.schema.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from sostenuto.schema.features import FeatureSpec
@@ -25,8 +25,13 @@ class HistoryView:
     # order); None = the whole history. Match features see the same behaviours.
     recent: int | None = None
     match: bool = True  # hand over match features
+    content: tuple[str, ...] | None = None  # names of item content for rankers that read some; None = all there is
 
     def __post_init__(self) -> None:
+        if self.content is not None and len(set(self.content)) < len(self.content):
+            raise SpecError(
+                f"HistoryView.content must be distinct names, got {', '.join(self.content)}; name each once"
+            )
         if self.recent is not None and self.recent < 1:
             raise SpecError(f"HistoryView.recent must be at least 1 or none, got {self.recent}; leave it out for all")
 
@@ -39,12 +44,24 @@ class HistoryView:
 
 
 def view_features(prepared: FeatureSpec, view: HistoryView) -> FeatureSpec:
-    """Return what a ranker is built with: the prepared features plus clock, popularity and match features."""
+    """Return what a ranker is built with: the prepared features plus clock, popularity and match features.
+
+    Raises:
+        SpecError: the view names content that is not there.
+    """
+    content = {f.name: f for f in prepared.content}
+    for name in view.content or ():
+        if name not in content:
+            raise SpecError(
+                f"view.content must name content of the prepared folder ({', '.join(content) or 'it has none'}), got "
+                f"{name!r}.{did_you_mean(name, content)} Build it with `sostenuto content build`"
+            )
     return replace(
         prepared,
         candidate_fields=prepared.candidate_fields + POPULARITY_FIELDS,
         context_fields=prepared.context_fields + CLOCK_FIELDS,
         match=match_names(match_levels(prepared)) if view.match else (),
+        content=tuple(content[name] for name in (content if view.content is None else view.content)),
     )
 
 

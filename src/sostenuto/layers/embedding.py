@@ -17,6 +17,7 @@ from sostenuto.ops.large_pages import on_large_pages
 from sostenuto.ops.table_rows import lookup_rows
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import PADDING, UNKNOWN, FeatureSpec, Field
+from sostenuto.schema.histories import Catalogue
 
 # Rankers set their own (docs/models/din.md); rows this small leave the first steps to the other inputs.
 DEFAULT_STD = 1e-4
@@ -236,6 +237,11 @@ class ItemEmbedding(nn.Module):
         if self.fields.out_dim:
             parts.append(self.fields(fields, item.shape[0]))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+    def catalogue_of(self, catalogue: Catalogue) -> Catalogue:
+        """Return the part of a catalogue that item vectors are made of."""
+        levels = catalogue.category[:, : len(self.levels)]
+        return Catalogue(category=levels, fields={f.name: catalogue.fields[f.name] for f in self.fields.fields})
 
 
 __all__ = ["DEFAULT_STD", "FieldEncoder", "ItemEmbedding", "Table", "TimedVectors", "standardise"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sostenuto.layers.embedding import DEFAULT_STD, FieldEncoder, ItemEmbedding, Table
 from sostenuto.layers.initialise import xavier_linear
 from sostenuto.ops.jagged import Taken, interleave_rows, newest_moments, row_index
-from sostenuto.ops.table_rows import distinct_values, spread_rows
+from sostenuto.ops.table_rows import distinct_values, few_rows, spread_rows
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES, gap_features
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Context, History
@@ -35,7 +35,7 @@ class EncodedHistory:
         """Return the behaviours at the taken positions."""
         return EncodedHistory(
             offsets=taken.offsets,
-            key=spread_rows(self.key, taken.positions),
+            key=few_rows(self.key, taken.positions),
             side=None if self.side is None else self.side[taken.positions],
             time_ms=self.time_ms[taken.positions],
             place=self.place[taken.positions],

@@ -114,6 +114,11 @@ class Projected(NamedTuple):
     seen: KeysValues
 
 
+def _by_head(mapped: Tensor, heads: int) -> Tensor:
+    """Return (N, H, d) of (N, H d)."""
+    return mapped.reshape(mapped.shape[0], heads, mapped.shape[1] // heads)
+
+
 class HSTUBlock(nn.Module):
     """The parts of a layer: project, attend, mix."""
 
@@ -146,10 +151,7 @@ class HSTUBlock(nn.Module):
     def _keys_values(self, mapped: Tensor) -> KeysValues:
         config = self.config
         value, key = torch.split(mapped, [config.heads * config.value_dim, config.heads * config.key_dim], 1)
-        return KeysValues(
-            torch.unflatten(key, 1, (config.heads, config.key_dim)),
-            torch.unflatten(value, 1, (config.heads, config.value_dim)),
-        )
+        return KeysValues(_by_head(key, config.heads), _by_head(value, config.heads))
 
     def keys_values(self, tokens: Tensor) -> KeysValues:
         """Return what others read of (N, D) tokens, alone: a last layer whose outputs nobody reads."""
@@ -164,7 +166,7 @@ class HSTUBlock(nn.Module):
         if config.silu_on == "u":
             gate = F.silu(gate)
         seen = self._keys_values(mapped[:, self.split :])
-        return Projected(gate, torch.unflatten(query, 1, (config.heads, config.key_dim)), seen)
+        return Projected(gate, _by_head(query, config.heads), seen)
 
     def attend(
         self,

@@ -17,6 +17,7 @@ from sostenuto.layers.checks import check_config
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.initialise import zero_linear
+from sostenuto.layers.item_table import ItemTable
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
 from sostenuto.layers.taste import TasteState
@@ -25,7 +26,7 @@ from sostenuto.ops.jagged import segment_mean
 from sostenuto.ops.target_attention import Normalise
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
 from sostenuto.schema.features import FeatureSpec
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
+from sostenuto.schema.histories import Candidates, Catalogue, Context, History, RankerOutput, RequestBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +95,7 @@ class DIN(nn.Module):
         )
         gap_dim = NUM_GAP_FEATURES + 1 if config.gaps and config.gap_values else 0
         products_dim = 2 * dim + 1 if config.products else 0
+        self.kept = ItemTable()
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.tower = Tower(
             2 * dim + products_dim + gap_dim + self.requests.out_dim,
@@ -107,6 +109,23 @@ class DIN(nn.Module):
     def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]) -> None:
         """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
         self.requests.calibrate(self.histories.items, batches, item_vectors)
+
+    def keep_items(self, catalogue: Catalogue) -> int:
+        """Keep every item's vector for scoring; see `schema.ranker.ItemKeeper`."""
+        items = self.histories.items
+
+        def made(item: Tensor, about: Catalogue) -> dict[str, Tensor]:
+            return {"target": items(item, about.category, about.fields)}
+
+        return self.kept.fill(items.catalogue_of(catalogue), made, [*items.parameters(), *items.buffers()])
+
+    def _target(self, state: DINState, candidates: Candidates) -> Tensor:
+        """Return the (N, D) vectors of the candidates' items."""
+        if (kept := self.kept.rows(candidates)) is not None:
+            return kept["target"]
+        version = self.requests.version(self.histories.items, state.taste, candidates)
+        found: Tensor = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
+        return found
 
     def encode(self, histories: History) -> DINState:
         """Embed the behaviours; nothing here knows the candidate or the request."""
@@ -127,8 +146,7 @@ class DIN(nn.Module):
     def score(self, state: DINState, candidates: Candidates, context: Context) -> RankerOutput:
         """Weigh the behaviours for each candidate and read the tower."""
         past = state.history
-        version = self.requests.version(self.histories.items, state.taste, candidates)
-        target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
+        target = self._target(state, candidates)
         hidden, gaps = self.histories.at_request(past, context)
         beside = [past.key.new_ones(past.key.shape[0], int(self.config.products))]
         if gaps is not None and self.config.gap_values:

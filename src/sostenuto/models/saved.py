@@ -1,6 +1,6 @@
 """Rankers on disk: `model.json` says what it is, safetensors hold the numbers. Nothing here can run code.
 
-model.json            format version, model name, configuration, features, extra
+model.json            format version, model name, configuration, features, hashes of item content, extra
 weights.safetensors   parameters and buffers of a neural ranker
 fitted/               what a fitted ranker's own `save` wrote
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import sostenuto
 from sostenuto.models.table import build, config_class, entry_of
+from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import RunError, SpecError, did_you_mean
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.ranker import Ranker
@@ -53,7 +55,13 @@ def _refuse_unknown(cls: type[Any], values: dict[str, Any], place: str) -> None:
 
 
 def save_ranker(
-    folder: str | Path, name: str, config: Any, features: FeatureSpec, ranker: Any, extra: dict[str, Any] | None = None
+    folder: str | Path,
+    name: str,
+    config: Any,
+    features: FeatureSpec,
+    ranker: Any,
+    extra: dict[str, Any] | None = None,
+    content: Mapping[str, str] | None = None,
 ) -> None:
     """Write a ranker into `folder`; `model.json` comes last, so a folder without it does not count.
 
@@ -64,6 +72,7 @@ def save_ranker(
         features: the specification it was built with.
         ranker: the ranker.
         extra: JSON values that travel along (view, threshold of training, metrics).
+        content: `arrays_hash` by name of the item content that it was handed; the content itself is not saved.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +93,7 @@ def save_ranker(
         "model": name,
         "config": config_to_dict(config),
         "features": dataclasses.asdict(features),
+        "content": dict(content or {}),
         "extra": extra or {},
     }
     partial = folder / "model.json.partial"
@@ -113,6 +123,8 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
 def load_ranker(folder: str | Path) -> tuple[Ranker, dict[str, Any]]:
     """Read what `save_ranker` wrote.
 
+    A ranker that reads content of items is still without it: `check_content`, then its `take_content`.
+
     Returns:
         the ranker (a neural one in evaluation mode), and model.json as a dictionary whose `config` and `features` are
         rebuilt objects.
@@ -140,4 +152,28 @@ def load_ranker(folder: str | Path) -> tuple[Ranker, dict[str, Any]]:
     return ranker, meta | {"config": config, "features": features}
 
 
-__all__ = ["FORMAT_VERSION", "config_from_dict", "config_to_dict", "load_ranker", "read_meta", "save_ranker"]
+def check_content(meta: Mapping[str, Any], content: Mapping[str, ItemContent]) -> None:
+    """Refuse content that is not what a saved ranker was trained with.
+
+    Args:
+        meta:    model.json, as `load_ranker` returns it.
+        content: what the ranker is about to be handed.
+    """
+    for name, wanted in meta.get("content", {}).items():
+        found = content[name].arrays_hash if name in content else "nothing"
+        if found != wanted:
+            raise RunError(
+                f"content {name!r} must be the {wanted[:12]} that the ranker was trained with, got {found[:12]}; "
+                "build the content with the settings of then, or train anew"
+            )
+
+
+__all__ = [
+    "FORMAT_VERSION",
+    "check_content",
+    "config_from_dict",
+    "config_to_dict",
+    "load_ranker",
+    "read_meta",
+    "save_ranker",
+]

@@ -19,6 +19,7 @@ from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.hash_buckets import Buckets, HashBuckets
 from sostenuto.layers.initialise import xavier_linear, zero_linear
+from sostenuto.layers.item_table import ItemTable
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
 from sostenuto.layers.taste import TasteState
@@ -28,7 +29,7 @@ from sostenuto.ops.target_attention import Normalise
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
+from sostenuto.schema.histories import Candidates, Catalogue, Context, History, RankerOutput, RequestBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +123,7 @@ class SDIM(nn.Module):
         self.requests = RequestFeatures(
             features, items, field_dim=config.field_dim, std=config.field_std, bins=config.bins
         )
+        self.kept = ItemTable()
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         num_sets = self.long.num_sets
         short_dim = dim + config.products + (NUM_GAP_FEATURES + 1 if config.gaps else 0)
@@ -142,6 +144,26 @@ class SDIM(nn.Module):
     def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]) -> None:
         """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
         self.requests.calibrate(self.histories.items, batches, item_vectors)
+
+    def keep_items(self, catalogue: Catalogue) -> int:
+        """Keep every item's vector and buckets for scoring; see `schema.ranker.ItemKeeper`."""
+        items = self.histories.items
+
+        def made(item: Tensor, about: Catalogue) -> dict[str, Tensor]:
+            target = items(item, about.category, about.fields)
+            hashed = self.long.hash(self._hashed(target))
+            return {"target": target, "hashed": hashed.to(torch.uint8) if self.long.buckets <= 256 else hashed}
+
+        sources = [*items.parameters(), *items.buffers(), self.long.planes]
+        return self.kept.fill(items.catalogue_of(catalogue), made, sources)
+
+    def _of_items(self, state: SDIMState, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Return the vectors of the candidates' items, (N, D), and their buckets, (N, G)."""
+        if (kept := self.kept.rows(candidates)) is not None:
+            return kept["target"], kept["hashed"].int()
+        version = self.requests.version(self.histories.items, state.taste, candidates)
+        target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
+        return target, self.long.hash(self._hashed(target))
 
     def encode(self, histories: History) -> SDIMState:
         """Embed and hash the behaviours, and sum them by bucket (the paper's behaviour sequence encoding)."""
@@ -168,21 +190,22 @@ class SDIM(nn.Module):
 
     def score(self, state: SDIMState, candidates: Candidates, context: Context) -> RankerOutput:
         """Look the candidates' buckets up, weigh the newest behaviours, and read the tower."""
-        version = self.requests.version(self.histories.items, state.taste, candidates)
-        target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
+        target, hashed = self._of_items(state, candidates)
         recent, dim = state.recent, target.shape[1]
         hidden, gaps = self.histories.at_request(recent, context)
         beside = recent.key.new_ones(recent.key.shape[0], int(self.config.products))
         if gaps is not None:
             beside = torch.cat([beside, gaps], 1)
         short = self.short(target, candidates.offsets, recent.key, recent.offsets, beside, hidden)
-        hashed = self.long.hash(self._hashed(target))
         long = self.long.lookup(state.long, hashed, candidates.offsets)
+        parts = (
+            [target, target * short[:, :dim], long.flatten(1)] if self.config.products else [target, long.flatten(1)]
+        )
+        if self.training:
+            parts = [self.embedding_dropout(torch.cat(parts, 1))]
         if self.config.products:
-            pooled = torch.cat([target, target * short[:, :dim], long.flatten(1)], 1)
-            parts = [self.embedding_dropout(pooled), (long[:, :, :dim] * direction(target)[:, None, :]).sum(2), short]
-        else:
-            parts = [self.embedding_dropout(torch.cat([target, long.flatten(1)], 1)), short]
+            parts.append((long[:, :, :dim] * direction(target)[:, None, :]).sum(2))
+        parts.append(short)
         if self.config.collision_count:
             parts.append(torch.log1p(self.long.collisions(state.long, hashed, candidates.row)))
         numbers = self.requests(self.histories.items, state.taste, candidates, context)

@@ -15,7 +15,7 @@ from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.ranker import Ranker
 
 # Extras by the module whose presence shows that they are installed.
-EXTRA_MODULES = {"trees": "lightgbm"}
+EXTRA_MODULES = {"graphs": "networkx", "trees": "lightgbm"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +31,7 @@ class ModelEntry:
     update: Literal["exact", "none"]  # can a later event be folded into a state exactly
     request_context: bool  # scoring reads time or place of the request
     ordered: bool = False  # the order of behaviours of one moment matters to it
+    content: tuple[str, ...] = ()  # kinds of item content it reads, of CONTENT_KINDS: it has `take_content`
     needs: tuple[str, ...] = ()  # extras to install
     where: str  # module:class
     config: str  # module:class of its configuration
@@ -159,6 +160,20 @@ _add(
 )
 _add(
     ModelEntry(
+        name="sasrec",
+        title="Self-attentive sequential recommendation, sampled softmax",
+        paper="Kang and McAuley, ICDM 2018, arXiv:1808.09781",
+        kind="neural",
+        objective="next_item",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.models.sasrec:SASRec",
+        config="sostenuto.models.sasrec:SASRecConfig",
+    )
+)
+_add(
+    ModelEntry(
         name="sfgr",
         title="Single-flow generative ranking",
         paper="arXiv:2505.16752; blocks of Zhai et al., arXiv:2402.17152",
@@ -211,6 +226,64 @@ _add(
         request_context=True,
         where="sostenuto.models.dfgr:DFGR",
         config="sostenuto.layers.flow_config:FlowConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="hstu",
+        title="Hierarchical sequential transduction units, retrieval",
+        paper="Zhai et al., ICML 2024, arXiv:2402.17152",
+        kind="neural",
+        objective="next_item",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.models.hstu:HSTU",
+        config="sostenuto.models.hstu:HSTUConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="stim",
+        title="Spatio-temporal periodic interests with forgetting",
+        paper="Meituan 2025, arXiv:2508.02451; our realisation of the abstract",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.stim:STIM",
+        config="sostenuto.models.stim:STIMConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="prior_heads",
+        title="Human-prior heads on a sequence backbone",
+        paper="Meta AI, WWW 2026, arXiv:2511.10492",
+        kind="neural",
+        objective="loss_along",
+        state="bounded",
+        update="exact",
+        request_context=False,
+        where="sostenuto.models.prior_heads:PriorHeads",
+        config="sostenuto.models.prior_heads:PriorHeadsConfig",
+    )
+)
+
+_add(
+    ModelEntry(
+        name="em3",
+        title="End-to-end multimodal encoders and ranker (EM3)",
+        paper="arXiv:2404.06078",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        content=("vectors", "tokens", "states"),
+        where="sostenuto.models.em3:EM3",
+        config="sostenuto.models.em3:EM3Config",
     )
 )
 

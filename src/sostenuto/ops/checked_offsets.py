@@ -12,7 +12,9 @@ def checked_offsets(offsets: Tensor, rows: int, name: str = "offsets") -> Tensor
         ValueError: they do not.
     """
     offsets = offsets.contiguous()
-    starts = offsets.numpy()  # for one request a few operations of torch would take longer than the work
+    if len(offsets) == 2 and offsets.tolist() == [0, rows]:  # one request: its work is as short as these few checks
+        return offsets
+    starts = offsets.numpy()
     if not len(starts) or starts[0] != 0 or starts[-1] != rows or (starts[1:] < starts[:-1]).any():
         raise ValueError(f"{name} must rise from 0 to {rows}, got {offsets.tolist()[:5]}...; make them with cumsum")
     return offsets

@@ -17,6 +17,7 @@ from sostenuto.native.library import (
     AttentionShape,
     any_library,
 )
+from sostenuto.ops.operators import operator
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -144,11 +145,7 @@ def _inputs(held: list[Tensor], extra: Tensor | None) -> AttentionInputs:
     )
 
 
-attention = torch.library.custom_op("sostenuto::attention", _forward, mutates_args=())
-
-
-@attention.register_fake
-def _(
+def _fake_forward(
     query: Tensor,
     query_offsets: Tensor,
     key: Tensor,
@@ -225,11 +222,7 @@ def _gradients(
     return [*found, d_extra]
 
 
-attention_backward = torch.library.custom_op("sostenuto::attention_backward", _gradients, mutates_args=())
-
-
-@attention_backward.register_fake
-def _(
+def _fake_gradients(
     d_out: Tensor,
     weights: Tensor,
     signs: Tensor,
@@ -250,6 +243,9 @@ def _(
 ) -> list[Tensor]:
     held = (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)
     return [*(torch.empty_like(t) for t in held), query.new_empty(0 if key_hidden is None else key_hidden.shape)]
+
+
+attention_backward = operator("attention_backward", _gradients, fake=_fake_gradients)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -286,7 +282,7 @@ def _backward(
     )
 
 
-attention.register_autograd(_backward, setup_context=_setup)
+attention = operator("attention", _forward, fake=_fake_forward, backward=_backward, setup_context=_setup)
 
 
 class _Attend(torch.autograd.Function):

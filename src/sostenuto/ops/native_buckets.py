@@ -6,6 +6,7 @@ The definitions are the plain forms in `simhash` and `bucket_sum`.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from sostenuto.native.library import BucketShape, HashShape, InterestShape, any_library
 from sostenuto.ops.checked_offsets import checked_offsets
+from sostenuto.ops.operators import operator
 
 
 def _call(name: str, shape: ctypes.Structure, *tensors: Tensor) -> None:
@@ -41,12 +43,11 @@ def _hash_rows(vectors: Tensor, planes: Tensor) -> Tensor:
     return ids
 
 
-hash_rows = torch.library.custom_op("sostenuto::hash_rows", _hash_rows, mutates_args=())
-
-
-@hash_rows.register_fake
-def _(vectors: Tensor, planes: Tensor) -> Tensor:
+def _fake_hash_rows(vectors: Tensor, planes: Tensor) -> Tensor:
     return vectors.new_empty(vectors.shape[0], planes.shape[1], dtype=torch.int32)
+
+
+hash_rows = operator("hash_rows", _hash_rows, fake=_fake_hash_rows)
 
 
 def _bucket_shape(weights: Tensor, ids: Tensor, offsets: Tensor, buckets: int, width: int) -> BucketShape:
@@ -66,8 +67,7 @@ def _empty_table(values: Tensor, weights: Tensor, ids: Tensor, offsets: Tensor, 
     return weights.new_empty(offsets.shape[0] - 1, ids.shape[1], buckets, weights.shape[1], values.shape[1])
 
 
-@torch.library.custom_op("sostenuto::bucket_sums", mutates_args=())
-def bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int) -> Tensor:
+def _bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int) -> Tensor:
     """Return (B, G, K, S, V) float64 sums.
 
     Args:
@@ -86,13 +86,13 @@ def bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, off
     return table
 
 
-@bucket_sums.register_fake
-def _(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int) -> Tensor:
+def _fake_bucket_sums(
+    values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor, buckets: int
+) -> Tensor:
     return _empty_table(values, weights, ids, offsets, buckets)
 
 
-@torch.library.custom_op("sostenuto::bucket_sums_backward", mutates_args=())
-def bucket_sums_backward(d_table: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor) -> Tensor:
+def _sums_to_values(d_table: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor) -> Tensor:
     """Return the (N, V) float32 gradient of the values."""
     offsets, width = offsets.contiguous(), d_table.shape[-1]
     d_values = d_table.new_empty(place.shape[0], width, dtype=torch.float32)
@@ -110,9 +110,11 @@ def bucket_sums_backward(d_table: Tensor, weights: Tensor, ids: Tensor, place: T
     return d_values
 
 
-@bucket_sums_backward.register_fake
-def _(d_table: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor) -> Tensor:
+def _fake_sums_to_values(d_table: Tensor, weights: Tensor, ids: Tensor, place: Tensor, offsets: Tensor) -> Tensor:
     return d_table.new_empty(place.shape[0], d_table.shape[-1], dtype=torch.float32)
+
+
+bucket_sums_backward = operator("bucket_sums_backward", _sums_to_values, fake=_fake_sums_to_values)
 
 
 def _setup_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -124,7 +126,9 @@ def _sums_backward(ctx: Any, d_table: Tensor) -> tuple[Tensor | None, ...]:
     return bucket_sums_backward(d_table, *ctx.saved_tensors), None, None, None, None, None
 
 
-bucket_sums.register_autograd(_sums_backward, setup_context=_setup_sums)
+bucket_sums = operator(
+    "bucket_sums", _bucket_sums, fake=_fake_bucket_sums, backward=_sums_backward, setup_context=_setup_sums
+)
 
 
 def _interest_shape(table: Tensor, offsets: Tensor, ends: Tensor) -> InterestShape:
@@ -143,6 +147,11 @@ def _interest_shape(table: Tensor, offsets: Tensor, ends: Tensor) -> InterestSha
 
 
 def _ends(parts: Sequence[int], width: int) -> Tensor:
+    return _ends_of(tuple(parts), width)
+
+
+@functools.cache  # a request of a few hundred candidates would notice
+def _ends_of(parts: tuple[int, ...], width: int) -> Tensor:
     if parts and sum(parts) != width:
         raise ValueError(f"parts must add up to the width {width}, got {list(parts)}; give the widths of all parts")
     return torch.tensor(list(itertools.accumulate(parts)), dtype=torch.int64)
@@ -164,16 +173,11 @@ def _interests(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) ->
     return out
 
 
-interests = torch.library.custom_op("sostenuto::interests", _interests, mutates_args=())
-
-
-@interests.register_fake
-def _(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
+def _fake_interests(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
     return table.new_empty(ids.shape[0], table.shape[3], table.shape[4], dtype=torch.float32)
 
 
-@torch.library.custom_op("sostenuto::interests_backward", mutates_args=())
-def interests_backward(d_out: Tensor, table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
+def _interests_to_table(d_out: Tensor, table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
     """Return the gradient of the table."""
     offsets, table, ids = offsets.contiguous(), table.contiguous(), ids.contiguous()
     ends, upstream = _ends(parts, table.shape[4]), d_out.contiguous()
@@ -182,9 +186,11 @@ def interests_backward(d_out: Tensor, table: Tensor, ids: Tensor, offsets: Tenso
     return d_table
 
 
-@interests_backward.register_fake
-def _(d_out: Tensor, table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
+def _fake_interests_to_table(d_out: Tensor, table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) -> Tensor:
     return torch.empty_like(table)
+
+
+interests_backward = operator("interests_backward", _interests_to_table, fake=_fake_interests_to_table)
 
 
 def _setup_interests(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -196,11 +202,12 @@ def _interests_backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
     return interests_backward(d_out, *ctx.saved_tensors, ctx.parts), None, None, None
 
 
-interests.register_autograd(_interests_backward, setup_context=_setup_interests)
+interests = operator(
+    "interests", _interests, fake=_fake_interests, backward=_interests_backward, setup_context=_setup_interests
+)
 
 
-@torch.library.custom_op("sostenuto::asked_sums", mutates_args=())
-def asked_sums(
+def _asked_sums(
     values: Tensor,
     weights: Tensor,
     ids: Tensor,
@@ -230,8 +237,7 @@ def asked_sums(
     return table
 
 
-@asked_sums.register_fake
-def _(
+def _fake_asked_sums(
     values: Tensor,
     weights: Tensor,
     ids: Tensor,
@@ -242,6 +248,9 @@ def _(
     query_offsets: Tensor,
 ) -> Tensor:
     return _empty_table(values, weights, ids, offsets, buckets)
+
+
+asked_sums = operator("asked_sums", _asked_sums, fake=_fake_asked_sums)
 
 
 class _InterestsOfValues(torch.autograd.Function):

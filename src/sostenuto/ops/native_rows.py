@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sostenuto.native.library import RowsShape, any_library
+from sostenuto.ops.operators import operator
 
 
 def _call(name: str, rows: int, like: Tensor, *tensors: Tensor) -> None:
@@ -28,16 +29,11 @@ def gathered(values: Tensor, index: Tensor) -> Tensor:
     return out
 
 
-gather = torch.library.custom_op("sostenuto::gather_rows", gathered, mutates_args=())
-
-
-@gather.register_fake
-def _(values: Tensor, index: Tensor) -> Tensor:
+def _fake_gathered(values: Tensor, index: Tensor) -> Tensor:
     return values.new_empty(index.shape[0], values.shape[1])
 
 
-@torch.library.custom_op("sostenuto::gather_rows_backward", mutates_args=())
-def gather_backward(d_out: Tensor, index: Tensor, rows: int) -> Tensor:
+def _summed(d_out: Tensor, index: Tensor, rows: int) -> Tensor:
     """Return the (rows, D) gradient of the values, summed in the order of the index."""
     upstream, places = d_out.contiguous(), index.to(torch.int32)
     sums = upstream.new_empty(rows, upstream.shape[1])
@@ -45,9 +41,11 @@ def gather_backward(d_out: Tensor, index: Tensor, rows: int) -> Tensor:
     return sums
 
 
-@gather_backward.register_fake
-def _(d_out: Tensor, index: Tensor, rows: int) -> Tensor:
+def _fake_summed(d_out: Tensor, index: Tensor, rows: int) -> Tensor:
     return d_out.new_empty(rows, d_out.shape[1])
+
+
+gather_backward = operator("gather_rows_backward", _summed, fake=_fake_summed)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -58,9 +56,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
     (index,) = ctx.saved_tensors
+    d_out = d_out.to_dense() if d_out.is_sparse else d_out  # of some rows only: nothing else used the others
     return gather_backward(d_out, index, ctx.rows), None
 
 
-gather.register_autograd(_backward, setup_context=_setup)
+gather = operator("gather_rows", gathered, fake=_fake_gathered, backward=_backward, setup_context=_setup)
 
 __all__ = ["gather", "gather_backward", "gathered"]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sostenuto.native.library import SearchShape, any_library
 from sostenuto.ops.checked_offsets import checked_offsets
+from sostenuto.ops.operators import operator
 
 
 def _search(
@@ -31,26 +32,27 @@ def _search(
     return positions, values
 
 
-@torch.library.custom_op("sostenuto::hamming_top_k", mutates_args=())
-def hamming_search(
+def _hamming_search(
     query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """Return (Nc, k) positions and distances for (Nc, words) and (Nh, words) int64 signatures."""
     return _search("sostenuto_hamming_top_k", query, query_offsets, key, key_offsets, k)
 
 
-@torch.library.custom_op("sostenuto::product_top_k", mutates_args=())
-def product_search(
+def _product_search(
     query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """Return (Nc, k) positions and products for (Nc, D) and (Nh, D) float32 vectors; nothing has a gradient."""
     return _search("sostenuto_product_top_k", query, query_offsets, key, key_offsets, k)
 
 
-@hamming_search.register_fake
-@product_search.register_fake
-def _(query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _fake_search(
+    query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
     return query_offsets.new_empty(query.shape[0], k), query.new_empty(query.shape[0], k)
 
+
+hamming_search = operator("hamming_top_k", _hamming_search, fake=_fake_search)
+product_search = operator("product_top_k", _product_search, fake=_fake_search)
 
 __all__ = ["hamming_search", "product_search"]

@@ -76,6 +76,35 @@ def spread_rows(values: Tensor, place: Tensor) -> Tensor:
     return F.embedding(place, values)
 
 
+def few_rows(values: Tensor, place: Tensor) -> Tensor:
+    """Return (M, D) rows of (N, D) values at (M,) rising places, for values of which most rows are used elsewhere.
+
+    The gradient holds the taken rows only: torch adds it to the dense one of the other use, in place, instead of
+    making (N, D) zeros for it. `spread_rows` takes it too, should there be no other.
+    """
+    learns = torch.is_grad_enabled() and values.requires_grad
+    if not learns or not is_usable(values) or torch.compiler.is_compiling():
+        return spread_rows(values, place)
+    found: Tensor = _Few.apply(values, place)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Few(torch.autograd.Function):
+    """See `few_rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.rows = values.shape[0]
+        return gathered(values, place)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:
+        (place,) = ctx.saved_tensors
+        return _sparse(place, d_out, ctx.rows), None
+
+
 def _check_range(index: Tensor, limit: int) -> None:
     low, high = (int(value) for value in index.aminmax())
     if low < 0 or high >= limit:
@@ -142,4 +171,4 @@ def _call(twins: Library, name: str, rows: int, like: Tensor, *tensors: Tensor) 
     return int(entry(ctypes.byref(shape), *(t.data_ptr() for t in tensors)) or 0)
 
 
-__all__ = ["Distinct", "distinct_values", "lookup_rows", "spread_rows", "sum_repeated_rows"]
+__all__ = ["Distinct", "distinct_values", "few_rows", "lookup_rows", "spread_rows", "sum_repeated_rows"]

@@ -26,8 +26,12 @@ from sostenuto.recipes.baselines import (
     trees_no_match,
     trees_recent50,
 )
+from sostenuto.recipes.content import em3, em3_no_contrastive, em3_no_end_to_end, em3_no_lora
 from sostenuto.recipes.flows import dfgr, dfgr_no_match, dfgr_recent50, metagr, sfgr, sfgr_published
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
+from sostenuto.recipes.next_item import hstu, hstu_no_time, sasrec
+from sostenuto.recipes.prior_heads import prior_heads, prior_heads_hstu, prior_heads_hstu_off, prior_heads_off
+from sostenuto.recipes.spatio_temporal import STIM_ROWS
 from sostenuto.schema.errors import SpecError, did_you_mean
 from sostenuto.training.config import RunConfig
 
@@ -61,6 +65,18 @@ RECIPES: dict[str, Recipe] = {
         dfgr,
         dfgr_recent50,
         dfgr_no_match,
+        sasrec,
+        hstu,
+        hstu_no_time,
+        *STIM_ROWS,
+        prior_heads,
+        prior_heads_off,
+        prior_heads_hstu,
+        prior_heads_hstu_off,
+        em3,
+        em3_no_end_to_end,
+        em3_no_lora,
+        em3_no_contrastive,
     )
 }
 

@@ -150,11 +150,11 @@ def run_comparison(
 
 def _refuse_other_runs(plan: Sequence[PlannedRun], data: PreparedData) -> None:
     """Refuse a folder whose runs have another config or other data: their numbers would stand under a wrong name."""
-    from sostenuto.training.run_folder import read_run, refuse_other_run
+    from sostenuto.training.run_folder import data_identity, read_run, refuse_other_run
 
     for run in plan:
         if (run.folder / "config.json").is_file():
-            wanted = {"config": to_dict(run.config), "data": {"arrays_hash": data.manifest.arrays_hash}}
+            wanted = {"config": to_dict(run.config), "data": data_identity(run.config, data)}
             refuse_other_run(run.folder, read_run(run.folder), wanted)
 
 

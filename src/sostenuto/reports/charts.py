@@ -81,6 +81,11 @@ def _tick_text(ticks: Sequence[float], value: float) -> str:
     return fixed(value, tick_digits(ticks))
 
 
+def _x_text(values: Sequence[float], value: float) -> str:
+    """Write a place on a linear axis: a count where all are whole, else as short as it may be."""
+    return thousands(value) if all(v == round(v) for v in values) else f"{value:.3g}"
+
+
 def _y_axis(scale: Scale, left: float, right: float, caption: str) -> list[Markup]:
     ticks = scale.ticks
     out: list[Markup] = []
@@ -167,7 +172,7 @@ def line_chart(
                 children.append(_text(x(i), bottom + 35, x_details[i], class_="faint"))
     else:
         ticks = x.ticks
-        children.extend(_text(x(tick), bottom + 20, thousands(tick)) for tick in ticks)
+        children.extend(_text(x(tick), bottom + 20, _x_text(ticks, tick)) for tick in ticks)
     children.append(_text((left + right) / 2, height - 4, x_caption, class_="axis"))
     for s in series:
         marks: list[Child] = []
@@ -179,7 +184,7 @@ def line_chart(
             marks.append(tag("path", d=_path(points), class_=f"line {s.colour}{dash}"))
             if dots:
                 for i, (px, py) in zip(run, points, strict=True):
-                    where = x_names[round(s.x[i])] if x_names else thousands(s.x[i])
+                    where = x_names[round(s.x[i])] if x_names else _x_text(s.x, s.x[i])
                     interval = _interval_text(s.low[i], s.high[i], digits) if s.low and s.high else ""
                     tip = f"{s.label} · {where}: {fixed(s.y[i], digits)}{interval}"
                     marks.append(_dot(px, py, s.colour, tip, hollow=s.dashed, radius=3.4))

@@ -8,6 +8,7 @@ from typing import Literal
 PADDING = 0
 UNKNOWN = 1
 FIRST_KNOWN = 2
+CONTENT_KINDS = ("vectors", "tokens", "states")
 MOST_VECTOR_ITEMS = 300_000  # bounds fixed item vectors: 12 versions of width 64 in half precision are 440 MiB
 
 
@@ -31,6 +32,27 @@ class Field:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ContentField:
+    """One kind of item content that a prepared folder has: text, images, or vectors the user brought.
+
+    Only sizes stand here. The tensors are `ItemContent`, handed to a ranker by `take_content`.
+    """
+
+    name: str  # of the folder content/<name>
+    vector_dim: int  # width of the item vectors
+    num_tokens: int = 0  # most tokens of one item, the encoder's marks included; 0 = no tokens
+    num_token_ids: int = 0  # token ids lie in 0 .. num_token_ids - 1; 0 is padding
+    token_dim: int = 0  # width of the encoder's token vectors and hidden states; 0 = it gives none
+    has_states: bool = False  # hidden states below the encoder's last layer, and that layer, are there
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What is there of `CONTENT_KINDS`."""
+        there = {"vectors": True, "tokens": self.num_tokens > 0, "states": self.has_states}
+        return frozenset(kind for kind, is_there in there.items() if is_there)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureSpec:
     """Sizes and names of everything a ranker may read. Stored in the manifest and in every checkpoint."""
 
@@ -47,6 +69,10 @@ class FeatureSpec:
     has_value: bool = False  # behaviours carry a numeric value
     value_mean: float = 0.0  # of log1p(max(value, 0)) over training time
     value_std: float = 1.0
+    content: tuple[ContentField, ...] = ()  # what `take_content` will be handed; () = nothing
+    time_zone: str = "UTC"  # IANA zone of local hours and weekdays
+    # latitude and longitude in degrees of the centre of place 2, 3, ...; () where places are only names
+    place_points: tuple[tuple[float, float], ...] = ()
 
     @property
     def num_vector_items(self) -> int:
@@ -54,4 +80,13 @@ class FeatureSpec:
         return min(self.num_items, MOST_VECTOR_ITEMS)
 
 
-__all__ = ["FIRST_KNOWN", "MOST_VECTOR_ITEMS", "PADDING", "UNKNOWN", "FeatureSpec", "Field"]
+__all__ = [
+    "CONTENT_KINDS",
+    "FIRST_KNOWN",
+    "MOST_VECTOR_ITEMS",
+    "PADDING",
+    "UNKNOWN",
+    "ContentField",
+    "FeatureSpec",
+    "Field",
+]

@@ -149,6 +149,24 @@ class Candidates(_OnDevice):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue(_OnDevice):
+    """What is known of I items, by item index: row i is item i."""
+
+    category: Tensor  # (I, K) int64
+    fields: Mapping[str, Tensor] = field(default_factory=dict)  # item fields, (I,) or (I, V)
+
+    @property
+    def num_items(self) -> int:
+        """I, padding and the unknown item included."""
+        return int(self.category.shape[0])
+
+    def part(self, first: int, last: int) -> Self:
+        """Return items first .. last; nothing is copied."""
+        rows = slice(first, last)
+        return replace(self, **{f.name: _cut(getattr(self, f.name), rows) for f in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Context(_OnDevice):
     """Moment, place and circumstances of B requests."""
 
@@ -199,6 +217,23 @@ class RequestBatch(_OnDevice):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FutureWindow(_OnDevice):
+    """What the users of R requests did in the next moments: targets of training, never an input. W behaviours in all.
+
+    The first moment is the request's own (or the next one, where nothing happened at the request's time itself).
+    """
+
+    items: Candidates  # of R requests, in order of time; without match features
+    step: Tensor  # (W,) int64 0 .. P - 1, which of the next P distinct moments
+    action: Tensor  # (W,) int64; 0 where the log has no actions
+
+    def part(self, first: int, last: int) -> Self:
+        """Return requests first .. last."""
+        rows = slice(int(self.items.offsets[first]), int(self.items.offsets[last]))
+        return replace(self, items=self.items.part(first, last), step=self.step[rows], action=self.action[rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceBatch(_OnDevice):
     """Timelines of U users, and R requests at moments along them: many requests of a user in one pass.
 
@@ -217,6 +252,8 @@ class SequenceBatch(_OnDevice):
     user: Tensor  # (R,) int64
     negatives: Candidates | None = None  # one row of M items that every request is held against
     log_q: Tensor | None = None  # (M,) float32 log of how often each was to be expected among them
+    pool: Tensor | None = None  # (M,) int64 group of items that each was drawn from, -1 = from all items
+    future: FutureWindow | None = None  # of R requests
 
     @property
     def num_requests(self) -> int:
@@ -252,7 +289,17 @@ class SequenceBatch(_OnDevice):
             list_id=self.list_id[start:end],
             request=self.request[asked],
             user=self.user[asked],
+            future=None if self.future is None else self.future.part(*bounds),
         )
 
 
-__all__ = ["Candidates", "Context", "History", "RankerOutput", "RequestBatch", "SequenceBatch"]
+__all__ = [
+    "Candidates",
+    "Catalogue",
+    "Context",
+    "FutureWindow",
+    "History",
+    "RankerOutput",
+    "RequestBatch",
+    "SequenceBatch",
+]

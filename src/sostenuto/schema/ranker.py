@@ -5,11 +5,20 @@ Sequence models have a third, which trains on all requests along a timeline in o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch, SequenceBatch
+from sostenuto.schema.content import ItemContent
+from sostenuto.schema.histories import (
+    Candidates,
+    Catalogue,
+    Context,
+    History,
+    RankerOutput,
+    RequestBatch,
+    SequenceBatch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +36,21 @@ class Ranker(Protocol):
 
     def score(self, state: Any, candidates: Candidates, context: Context) -> RankerOutput:
         """Return logits for the candidates of each row of `state`."""
+        ...
+
+
+class ContentRanker(Ranker, Protocol):
+    """A ranker that reads the content of items: texts, images, vectors the user brought.
+
+    Its entry in the table of models names the kinds it reads (`ModelEntry.content`), and it is built with
+    `FeatureSpec.content`, the sizes. The tensors come once, after building or loading and before the first `encode`.
+    """
+
+    def take_content(self, content: Mapping[str, ItemContent]) -> None:
+        """Keep the content of all items, by the names of `FeatureSpec.content`; on the ranker's device already.
+
+        What is kept is constant and not part of the ranker's saved state.
+        """
         ...
 
 
@@ -68,6 +92,22 @@ class LossAlongRanker(Ranker, Protocol):
         ...
 
 
+@runtime_checkable
+class ItemKeeper(Protocol):
+    """What a ranker offers whose scoring has parts that depend on the item alone."""
+
+    def keep_items(self, catalogue: Catalogue) -> int:
+        """Compute those parts once for every item of a catalogue, and return the bytes kept.
+
+        In evaluation mode `score` then looks them up, with the same scores; what the catalogue does not cover is
+        computed as before. Whatever may change a parameter makes the ranker forget them.
+
+        Raises:
+            ValueError: in training mode.
+        """
+        ...
+
+
 class FittedRanker(Ranker, Protocol):
     """A ranker that is fitted as a whole (trees, logistic regression) instead of by gradient steps."""
 
@@ -84,4 +124,12 @@ class FittedRanker(Ranker, Protocol):
         ...
 
 
-__all__ = ["AlongRanker", "FittedRanker", "LossAlongRanker", "Ranker", "Retriever"]
+__all__ = [
+    "AlongRanker",
+    "ContentRanker",
+    "FittedRanker",
+    "ItemKeeper",
+    "LossAlongRanker",
+    "Ranker",
+    "Retriever",
+]

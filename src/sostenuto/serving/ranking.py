@@ -22,6 +22,7 @@ from sostenuto.features.collation import Collator
 from sostenuto.features.missing import missing_column
 from sostenuto.schema.errors import DataError, did_you_mean
 from sostenuto.schema.features import FIRST_KNOWN
+from sostenuto.schema.ranker import ItemKeeper
 from sostenuto.serving.labels import ItemLabels
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ class Ranking:
 
 
 class HistoryRanker:
-    """A ranker opened on prepared data: ranks for any user of it, at any time, from what came before."""
+    """A ranker opened on prepared data: ranks for any user of it, at any time, from what came before.
+
+    What a ranker can compute of items alone is computed here, once for the whole catalogue.
+    """
 
     def __init__(self, data: PreparedData, collator: Collator, ranker: Ranker) -> None:
         self.data = data
@@ -95,6 +99,8 @@ class HistoryRanker:
         self.label = ItemLabels(data)
         if callable(evaluation_mode := getattr(ranker, "eval", None)):
             evaluation_mode()
+        if isinstance(ranker, ItemKeeper):
+            ranker.keep_items(collator.catalogue())
 
     @cached_property
     def _user_index(self) -> dict[str, int]:

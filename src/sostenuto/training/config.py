@@ -46,13 +46,18 @@ class TrainingConfig:
     batch_requests: int = 16
     # of models that train along timelines: most requests of one user in a batch (drawn anew every epoch); none = all
     requests_per_pass: int | None = None
+    first_moments: bool = True  # of next_item: a user's first moment, which has no history, is a target too
     negatives: int = 512  # of next_item: items drawn for each batch, shared by its requests
     negative_power: float = 0.0  # they are drawn by training frequency to this power; 0 = all items alike
     log_q: bool = False  # divide each by how often it is to be expected; see losses.py
     evaluation_batch_requests: int = 32
     max_events: int = 524_288  # behaviours of one pass, and an eighth of its pairs; larger batches take several passes
     evaluations_per_epoch: int = 4  # on validation
-    patience: int = 4  # evaluations in a row without a better validation GAUC before the run stops; 0 = never
+    # what the weights are chosen and training is stopped by, on validation: GAUC by request over the protocol's lists,
+    # or, of models that search (next_item), a rank measure over the whole catalogue
+    metric: Literal["gauc", "ndcg@10", "recall@10"] = "gauc"
+    exclude_seen: bool = False  # that rank leaves out what the user met before, as data without repeats are measured
+    patience: int = 4  # evaluations in a row without a better value of it before the run stops; 0 = never
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in training; see docs/performance.md
     steps: int | None = None  # stop after so many steps even inside the budget's epochs
     save_every_s: float = 120.0  # wall-clock seconds between saves for resuming, beside those at evaluations

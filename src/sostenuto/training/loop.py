@@ -32,7 +32,7 @@ class Progress:
     batch: int = 0  # batches of the current epoch done
     evaluations: int = 0
     last_evaluation: int = -1  # step of it
-    best_gauc: float | None = None
+    best_value: float | None = None  # of the metric that steers the run
     best_step: int = 0
     without_better: int = 0  # evaluations in a row
     window_loss: float = 0.0  # sum over the steps since the last log line
@@ -236,7 +236,7 @@ def train(
     device: torch.device | str = "cpu",
     name: str = "training",
 ) -> Progress:
-    """Train until the epochs or steps are over or validation GAUC no longer rises.
+    """Train until the epochs or steps are over or the validation metric no longer rises.
 
     Validation is measured `evaluations_per_epoch` times an epoch; the best weights are handed to `save_best`. State is
     handed to `save_state` at every evaluation, every `save_every_steps` steps and every `save_every_s` seconds. With
@@ -276,9 +276,9 @@ def train(
         progress.evaluations += 1
         progress.last_evaluation = progress.step
         progress.elapsed_s = before + time.monotonic() - started
-        is_best = progress.best_gauc is None or validation.gauc > progress.best_gauc
+        is_best = progress.best_value is None or validation.value > progress.best_value
         if is_best:
-            progress.best_gauc = None if math.isnan(validation.gauc) else validation.gauc
+            progress.best_value = None if math.isnan(validation.value) else validation.value
             progress.best_step, progress.without_better = progress.step, 0
         else:
             progress.without_better += 1

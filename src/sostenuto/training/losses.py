@@ -144,6 +144,8 @@ def _next_item(ranker: Any, batch: Any) -> RankerOutput:
 def own_items(candidates: Candidates, negative: Tensor) -> Tensor:
     """Return (N, M) bool: negatives that are a target of the same request, and so no negatives of it."""
     same = candidates.item[:, None] == negative[None, :]
+    if candidates.offsets.shape[0] - 1 == candidates.item.shape[0] and bool((candidates.lengths == 1).all()):
+        return same
     of_request = same.new_zeros(candidates.offsets.shape[0] - 1, negative.shape[0], dtype=torch.int32)
     of_request.index_add_(0, candidates.row, same.int())
     return (of_request > 0)[candidates.row]
@@ -163,8 +165,8 @@ def sampled_log_softmax(target: Tensor, negatives: Tensor, log_q: Tensor | None,
         excluded:  (N, M) bool, negatives that do not count for a target.
     """
     scores = negatives if log_q is None else negatives - log_q
-    scores = scores.masked_fill(excluded, torch.finfo(scores.dtype).min)
-    return target - torch.logsumexp(torch.cat([target[:, None], scores], 1), 1)
+    scores = torch.where(excluded, torch.finfo(scores.dtype).min, scores)
+    return target - torch.logaddexp(target, torch.logsumexp(scores, 1))
 
 
 def negative_log_probability(output: RankerOutput, batch: Batch, share: Tensor) -> Tensor:
@@ -186,6 +188,7 @@ class Objective:
     output: Callable[[Any, Any], RankerOutput]  # (ranker, batch)
     main: Callable[[RankerOutput, Any, Tensor], Tensor]  # (output, batch, (N,) shares)
     needs_negatives: bool = False  # batches carry targets and shared negatives
+    needs_window: bool = False  # ... and what users did in the next moments; the model's config says how many
     is_listwise: bool = True  # logits are scores of candidates, so that the listwise term can be added
 
 
@@ -199,7 +202,14 @@ OBJECTIVES: dict[str, Objective] = {
         needs_negatives=True,
         is_listwise=False,
     ),
-    "loss_along": Objective(batches="sequences", output=_loss_along, main=nothing, is_listwise=False),
+    "loss_along": Objective(
+        batches="sequences",
+        output=_loss_along,
+        main=nothing,
+        needs_negatives=True,
+        needs_window=True,
+        is_listwise=False,
+    ),
 }
 
 

@@ -9,7 +9,6 @@ a light one, and the plan says what to lower.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import tracemalloc
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from sostenuto.training.config import RunConfig, TrainingConfig
 from sostenuto.training.loop import accumulate
 from sostenuto.training.losses import Batch, Objective
 from sostenuto.training.optimiser import dense_parameters, table_parameters
+from sostenuto.training.process_memory import available_bytes, peak_bytes, release_freed, resident_bytes
 from sostenuto.training.touched_rows import state_bytes_per_row
 
 Array = npt.NDArray[Any]
@@ -41,8 +41,6 @@ Loader = RequestLoader | SequenceLoader
 
 FAULT_BYTES = 1 << 16  # the kernel maps files around a first touch in pieces of this size
 PREDICTION_BYTES = 3 * 96  # per scored candidate: parts, joined columns, and sorting for the metric
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # names of glibc's mallopt
-KEPT_BYTES = 1 << 30  # arrays up to this size, and as much in one piece
 LIGHT_REQUESTS = 2  # of the heaviest batch, run first to see what the whole one would take
 HOLES_SHARE = 0.6  # of what comes and goes: freed pieces that the C library keeps because the next one does not fit
 HOLES_MOST = 128 << 20  # pieces above some 32 MB are given back at once, so holes stop growing (two threads allocate)
@@ -109,75 +107,6 @@ class MemoryPlan:
     def as_json(self) -> dict[str, Any]:
         """Return the fields and the peak as JSON values, bytes."""
         return {**asdict(self), "heaviest": dict(self.heaviest), "holes": self.holes, "peak": self.peak}
-
-
-# -- what the system says ---------------------------------------------------------------------------------------------
-
-
-def _status(key: str) -> int:
-    try:
-        with Path("/proc/self/status").open(encoding="utf-8") as file:
-            for line in file:
-                if line.startswith(key + ":"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
-
-
-def resident_bytes() -> int:
-    """Bytes of memory the process holds now; 0 where the system does not tell."""
-    return _status("VmRSS")
-
-
-def peak_bytes() -> int:
-    """Highest `resident_bytes` of the process so far; 0 where the system does not tell."""
-    if highest := _status("VmHWM"):
-        return highest
-    try:
-        import resource
-    except ImportError:
-        return 0
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def forget_peak() -> None:
-    """Let `peak_bytes` start anew from what is resident now, where the system can: several runs share a process."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def available_bytes() -> int:
-    """Bytes a process can still take without swapping; 0 where the system does not tell."""
-    left = 0
-    with contextlib.suppress(OSError), Path("/proc/meminfo").open(encoding="utf-8") as file:
-        left = next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), 0)
-    for limit_name, used_name in (("memory.max", "memory.current"),):
-        with contextlib.suppress(OSError, ValueError):
-            limit = int(Path("/sys/fs/cgroup", limit_name).read_text(encoding="utf-8"))
-            used = int(Path("/sys/fs/cgroup", used_name).read_text(encoding="utf-8"))
-            left = min(left or limit, max(limit - used, 0))
-    return left
-
-
-def release_freed() -> None:
-    """Give memory that was freed back to the system, where the C library can."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def keep_freed() -> None:
-    """Let the C library keep large freed arrays for the next step, where it can.
-
-    glibc gives arrays above some 32 MB back at once and takes them anew, page by page, in the next step: up to a
-    third of a training step with long histories. What is kept is bounded by the largest pass.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(MMAP_THRESHOLD, KEPT_BYTES)
-        library.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _mapped(folder: Path) -> dict[str, tuple[int, int]]:
@@ -304,6 +233,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now: int = 0
         self.most: int = 0
         self._known: dict[int, int] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that nothing is compiled here: torch would load its compiler, 70 MB, to keep it away."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -497,7 +431,10 @@ def _with_activations(
     most_events = config.training.max_events  # of a pass; a batch may take several
     pairs = min(int(load.pairs[by_pairs]), most_events * PAIRS_PER_EVENT)
     events = min(int(load.events[by_pairs]), most_events)
-    whole = int(light_bytes * max(pairs / light_pairs, events / light_events, 1.0))
+    grown = max(pairs / light_pairs, events / light_events, 1.0)
+    if objective.needs_negatives:  # candidates meet no behaviours, but a query and the shared negatives
+        grown = max(len(load.rows[by_pairs]) / max(len(light_rows), 1), events / light_events, 1.0)
+    whole = int(light_bytes * grown)
     if plan.available and whole > 0.9 * plan.available:
         return replace(plan, activations=whole, heaviest=load.at(by_pairs), tried=False)
     most, at = 0, by_pairs
@@ -531,15 +468,9 @@ __all__ = [
     "LiveBytes",
     "Load",
     "MemoryPlan",
-    "available_bytes",
-    "forget_peak",
-    "keep_freed",
     "load_of",
     "optimiser_bytes",
-    "peak_bytes",
     "plan_memory",
-    "release_freed",
-    "resident_bytes",
     "scoring_bytes",
     "tensor_bytes",
     "training_bytes",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sostenuto.layers.embedding import Table
 from sostenuto.ops.row_updates import square_sum
 from sostenuto.training.config import TrainingConfig
+from sostenuto.training.dense_adamw import DenseAdamW
 from sostenuto.training.touched_rows import TouchedRowOptimiser
 
 LAST_SHARE = 0.02  # of the learning rate, where a falling schedule ends
@@ -70,16 +71,8 @@ class RankerOptimiser:
             decay=config.table_decay,
             decay_by=config.table_decay_by,
         )
-        matrices = [p for p in self.dense.values() if p.dim() >= 2]
-        others = [p for p in self.dense.values() if p.dim() < 2]
-        groups = [
-            {"params": params, "weight_decay": decay}
-            for params, decay in ((matrices, config.weight_decay), (others, 0.0))
-            if params
-        ]
-        self.adamw = (
-            torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.adam_betas, fused=True) if groups else None
-        )
+        matrices = {name: config.weight_decay for name, p in self.dense.items() if p.dim() >= 2}
+        self.adamw = DenseAdamW(self.dense, decay=matrices, betas=config.adam_betas)
 
     def step(self, share: float) -> StepReport:
         """Clip, then update dense weights and touched rows; gradients are gone afterwards.
@@ -91,10 +84,7 @@ class RankerOptimiser:
         norm = self._clip()
         if not math.isfinite(norm):
             return StepReport(grad_norm=norm, touched_rows=0)  # nothing is updated; the caller stops the run
-        if self.adamw is not None:
-            for group in self.adamw.param_groups:
-                group["lr"] = self.config.learning_rate * share
-            self.adamw.step()
+        self.adamw.step(self.config.learning_rate * share)
         touched = self.tables.step(self.config.table_learning_rate * share)
         self.zero_grad()
         return StepReport(grad_norm=norm, touched_rows=touched)
@@ -126,25 +116,17 @@ class RankerOptimiser:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state as named live tensors, for a checkpoint."""
-        named = {f"table.{name}": value for name, value in self.tables.tensors().items()}
-        if self.adamw is not None:
-            names = {id(p): name for name, p in self.dense.items()}
-            for p, state in self.adamw.state.items():
-                named |= {f"dense.{names[id(p)]}.{part}": value for part, value in state.items()}
-        return named
+        tables = {f"table.{name}": value for name, value in self.tables.tensors().items()}
+        return tables | {f"dense.{name}": value for name, value in self.adamw.tensors().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the state over from what `tensors` gave."""
-        prefix = "table."
-        self.tables.load_tensors({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-        if self.adamw is None:
-            return
-        for name, p in self.dense.items():
-            parts = {part: tensors.get(f"dense.{name}.{part}") for part in ("step", "exp_avg", "exp_avg_sq")}
-            if all(value is not None for value in parts.values()):  # absent: it never had a gradient
-                self.adamw.state[p] = {
-                    part: value.to(p.device).clone() for part, value in parts.items() if value is not None
-                }
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        self.tables.load_tensors(under("table."))
+        self.adamw.load_tensors(under("dense."))
 
 
 __all__ = [

@@ -139,13 +139,15 @@ class RichReporter:
 
     def evaluated(self, validation: Validation, is_best: bool, progress: Progress | None) -> None:
         """Show the validation metric."""
-        self._metric = f"GAUC {validation.gauc:.4f}  "
+        over_all = "".join(f"  {name} {value:.4f}" for name, value in validation.catalogue.items())
+        self._metric = f"{'GAUC' if validation.metric == 'gauc' else validation.metric} {validation.value:.4f}  "
         where = f"step {progress.step}: " if progress is not None else ""
         lists = "".join(f"  {name} {value:.4f}" for name, value in validation.by_list.items())
         several = lists if len(validation.by_list) > 1 else ""
         best = "  (best so far)" if is_best and progress is not None else ""
         self.note(
-            f"{where}validation GAUC by request {validation.gauc:.4f}{several}  logloss {validation.logloss:.4f}{best}"
+            f"{where}validation GAUC by request {validation.gauc:.4f}{several}  logloss {validation.logloss:.4f}"
+            f"{over_all}{best}"
         )
 
     def finished(self) -> None:

@@ -13,29 +13,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sostenuto.content.store import open_content
 from sostenuto.data.prepared import Array, PreparedData, Requests
 from sostenuto.evaluation.predictions import Predictions, load_predictions, training_counts, with_log_facts
 from sostenuto.features.collation import Collator
 from sostenuto.features.cooccurrence import item_vectors
 from sostenuto.features.loading import RequestLoader, sample_rows
 from sostenuto.features.negatives import NegativeSampler
+from sostenuto.features.priors import priors_of
 from sostenuto.features.sequences import SequenceLoader
+from sostenuto.features.windows import FutureWindows
 from sostenuto.layers.embedding import TimedVectors
-from sostenuto.models.saved import load_ranker, save_ranker
+from sostenuto.models.saved import check_content, load_ranker, save_ranker
 from sostenuto.models.table import build, entry_of
 from sostenuto.ops.backend import notice
+from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import DataError, RunError, SpecError
-from sostenuto.schema.features import FIRST_KNOWN
+from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec
 from sostenuto.schema.histories import RequestBatch
+from sostenuto.schema.priors import ITEM_SOURCES, Priors
 from sostenuto.training.checkpoint import load_state, save_state
-from sostenuto.training.config import RunConfig, TrainingConfig, plain
+from sostenuto.training.config import RunConfig, plain
 from sostenuto.training.loop import Hooks, Progress, restore, train
 from sostenuto.training.losses import Objective, objective_named
-from sostenuto.training.memory import MemoryPlan, forget_peak, keep_freed, peak_bytes, plan_memory, release_freed
+from sostenuto.training.memory import MemoryPlan, plan_memory
 from sostenuto.training.optimiser import RankerOptimiser
+from sostenuto.training.process_memory import forget_peak, keep_freed, peak_bytes, release_freed
 from sostenuto.training.reporting import Reporter, SilentReporter
 from sostenuto.training.run_folder import (
     Finished,
@@ -78,7 +85,7 @@ def process_settings(config: RunConfig, device: torch.device) -> Generator[int]:
     threads would not repeat itself.
     """
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    determinism = torch.get_deterministic_debug_mode()
     filling: Any = torch.utils.deterministic
     fill = filling.fill_uninitialized_memory
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
@@ -86,14 +93,15 @@ def process_settings(config: RunConfig, device: torch.device) -> Generator[int]:
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         if device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
+            # what `use_deterministic_algorithms` sets, without its loading a compiler of 70 MB
+            torch.set_deterministic_debug_mode("error")
             filling.fill_uninitialized_memory = False  # costs time and guards nothing here
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(config.training.seed)
             yield torch.get_num_threads()
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_deterministic_debug_mode(determinism)
         filling.fill_uninitialized_memory = fill
 
 
@@ -120,6 +128,8 @@ class _Run:
     lists: tuple[str, ...]
     device: torch.device
     reporter: Reporter
+    content: Mapping[str, ItemContent]  # {} unless the model reads some
+    priors: Priors | None  # of a model that asks for some
 
     def save(self, ranker: Any, predictions: Predictions, numbers: Mapping[str, Any]) -> None:
         """Put weights and validation predictions in place of what was there."""
@@ -131,14 +141,23 @@ class _Run:
         }
         partial, model = self.out / "model.partial", self.out / "model"
         shutil.rmtree(partial, ignore_errors=True)
-        save_ranker(partial, self.config.model, self.config.model_config, self.collator.features, ranker, extra)
+        hashes = {name: part.arrays_hash for name, part in self.content.items()}
+        config = self.config
+        save_ranker(partial, config.model, config.model_config, self.collator.features, ranker, extra, hashes)
         shutil.rmtree(model, ignore_errors=True)
         partial.rename(model)
         predictions.save(self.out / "predictions" / "valid.npz")
 
     def validate(self, ranker: Any) -> tuple[Validation, Predictions]:
         """Score the validation requests."""
-        return validate(ranker, self.valid, self.lists, self.device)
+        return validate(
+            ranker,
+            self.valid,
+            self.lists,
+            self.device,
+            metric=self.config.training.metric,
+            exclude_seen=self.config.training.exclude_seen,
+        )
 
 
 def _finite(value: Any) -> Any:
@@ -157,14 +176,22 @@ def _open(data: Path | PreparedData, out: Path, config: RunConfig, device: torch
             raise DataError(f"{split} must hold requests, {opened.folder} has none; prepare it with other split times")
     budget, training = config.budget, config.training
     entry = entry_of(config.model)
+    if training.metric != "gauc" and entry.objective not in {"next_item", "loss_along"}:
+        raise SpecError(
+            f"training.metric must be gauc for a model that does not search the catalogue, got {training.metric!r} for "
+            f"{config.model}; leave it out"
+        )
     rows = sample_rows(train, budget.train, budget.seed)
+    priors = None
+    if entry.kind == "neural" and objective_named(entry.objective).needs_window:
+        priors = priors_of(opened, config.model_config.prior)
     return _Run(
         data=opened,
         out=out,
         config=config,
         collator=collator,
         train=(
-            _sequences(collator, train, rows, training, objective_named(entry.objective))
+            _sequences(collator, train, rows, config, objective_named(entry.objective), priors)
             if entry.kind == "neural" and objective_named(entry.objective).batches == "sequences"
             else RequestLoader(
                 collator,
@@ -185,20 +212,38 @@ def _open(data: Path | PreparedData, out: Path, config: RunConfig, device: torch
         lists=protocol.lists,
         device=device,
         reporter=reporter,
+        content=content_of(config.model, opened, collator.features, device),
+        priors=priors,
     )
 
 
+def content_of(
+    model: str, data: PreparedData, features: FeatureSpec, device: torch.device | str = "cpu"
+) -> dict[str, ItemContent]:
+    """Open the content of items that a model reads, by name; {} for one that reads none."""
+    kinds = entry_of(model).content
+    if not kinds:
+        return {}
+    return {name: part.to(device) for name, part in open_content(data, features.content, kinds).items()}
+
+
 def _sequences(
-    collator: Collator, requests: Requests, rows: Array, training: TrainingConfig, objective: Objective
+    collator: Collator, requests: Requests, rows: Array, config: RunConfig, objective: Objective, priors: Priors | None
 ) -> SequenceLoader:
-    negatives = None
+    training, model = config.training, config.model_config
+    negatives = windows = None
+    if objective.needs_window:
+        windows = FutureWindows(collator.data, moments=model.window, per_moment=model.window_moment)
     if objective.needs_negatives:
         negatives = NegativeSampler(
             training_counts(collator.data),
             count=training.negatives,
             power=training.negative_power,
             log_q=training.log_q,
+            groups=priors.items.numpy() if priors is not None and model.prior.source in ITEM_SOURCES else None,
         )
+        if not training.first_moments:
+            rows = rows[np.asarray(requests.prefix)[rows] > 0]
     if training.listwise and not objective.is_listwise:
         raise SpecError(
             f"training.listwise must be 0 for a model that trains on targets alone, got {training.listwise}; leave it"
@@ -212,6 +257,7 @@ def _sequences(
         prefetch=training.prefetch,
         requests_per_pass=training.requests_per_pass,
         negatives=negatives,
+        windows=windows,
     )
 
 
@@ -269,7 +315,11 @@ def run_training(
         run = _open(opened, Path(out), config, device, reporter)
         ranker: Any = build(config.model, config.model_config, run.collator.features, seed=config.training.seed)
         if entry.kind == "neural":
-            finished = _run_neural(run, ranker.to(device), entry.objective, there)
+            ranker = ranker.to(device)
+        if entry.content:
+            ranker.take_content(run.content)
+        if entry.kind == "neural":
+            finished = _run_neural(run, ranker, entry.objective, there)
         else:
             finished = _run_fitted(run, ranker, entry.kind, there)
         write_run(run.out, with_finished(there, finished))
@@ -284,7 +334,9 @@ def _record_plan(run: _Run, there: dict[str, Any], plan: MemoryPlan) -> None:
 
 
 def _calibrate(run: _Run, ranker: Any) -> None:
-    """Let a ranker set what depends on the data: fixed item vectors, knots of numbers."""
+    """Let a ranker set what depends on the data: priors, fixed item vectors, knots of numbers."""
+    if run.priors is not None:
+        ranker.take_priors(run.priors, run.collator.items(run.priors.anchors.flatten().numpy()).to(run.device))
     if hasattr(ranker, "calibrate"):
         training = run.config.training
         loader = RequestLoader(
@@ -423,6 +475,8 @@ def _finish(run: _Run, plan: MemoryPlan, progress: Progress, *, parameters: int)
         parameters=parameters,
         peak_rss_mb=round(peak / 2**20, 1) if peak else None,
         planned_peak_mb=round(plan.peak / 2**20, 1),
+        metric=run.config.training.metric,
+        best_value=_finite(progress.best_value),
     )
 
 
@@ -456,7 +510,12 @@ def open_run(folder: Path | str, data: Path | str | None = None) -> Run:
             f"data.arrays_hash must be {there['data']['arrays_hash'][:12]}... as in the run {folder}, "
             f"{opened.folder} has {opened.manifest.arrays_hash[:12]}...; open the run with the data it was made on"
         )
-    ranker, _ = load_ranker(folder / "model")
+    saved, meta = load_ranker(folder / "model")
+    ranker: Any = saved
+    if entry_of(config.model).content:
+        content = content_of(config.model, opened, meta["features"])
+        check_content(meta, content)
+        ranker.take_content(content)
     return Run(
         folder=folder,
         config=config,
@@ -467,4 +526,13 @@ def open_run(folder: Path | str, data: Path | str | None = None) -> Run:
     )
 
 
-__all__ = ["Run", "RunResult", "device_named", "open_run", "process_settings", "run_training", "with_seed"]
+__all__ = [
+    "Run",
+    "RunResult",
+    "content_of",
+    "device_named",
+    "open_run",
+    "process_settings",
+    "run_training",
+    "with_seed",
+]

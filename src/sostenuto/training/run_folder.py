@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import sostenuto
+from sostenuto.data.content_folder import identities
 from sostenuto.data.prepared import PreparedData
+from sostenuto.models.table import entry_of
 from sostenuto.ops.backend import library
 from sostenuto.schema.errors import RunError
 from sostenuto.training.checkpoint import write_text_whole
@@ -47,6 +49,8 @@ class Finished:
     parameters: int  # trainable numbers; 0 for fitted and rule models
     peak_rss_mb: float | None  # of the process, as measured; none where the system does not tell
     planned_peak_mb: float | None  # by the memory plan
+    metric: str = "gauc"  # what weights were chosen by
+    best_value: float | None = None  # of it, of the saved model; none for fitted and rule models
 
 
 def versions() -> dict[str, str]:
@@ -96,6 +100,16 @@ def revision(folder: Path | None = None) -> str | None:
     return commit + ("+changes" if answer("status", "--porcelain", "--untracked-files=no") else "")
 
 
+def data_identity(config: RunConfig, data: PreparedData) -> dict[str, Any]:
+    """Return what a run must find again: the hash of the data, and of their content where the model reads some."""
+    identity: dict[str, Any] = {"arrays_hash": data.manifest.arrays_hash}
+    if entry_of(config.model).content:
+        there = identities(data.content())
+        wanted = there if config.view.content is None else config.view.content
+        identity["content"] = {name: there[name] for name in wanted if name in there}
+    return identity
+
+
 def described(config: RunConfig, data: PreparedData, *, threads: int, device: str) -> dict[str, Any]:
     """Return the contents of config.json for a run that starts now."""
     return {
@@ -104,7 +118,7 @@ def described(config: RunConfig, data: PreparedData, *, threads: int, device: st
         "data": {
             "folder": str(data.folder.resolve()),
             "name": data.manifest.name,
-            "arrays_hash": data.manifest.arrays_hash,
+            **data_identity(config, data),
         },
         "seed": config.training.seed,
         "threads": threads,
@@ -185,6 +199,14 @@ def refuse_other_run(folder: Path, there: Mapping[str, Any], wanted: Mapping[str
             f"data.arrays_hash must be {old[:12]}... as in the run that is in {folder}, the data have {new[:12]}...; "
             "train on the data of the run, or take another output folder"
         )
+    there_content, content = there["data"].get("content", {}), wanted["data"].get("content", {})
+    for name in sorted({*there_content, *content}):
+        was, now = (str(c.get(name, "nothing"))[:12] for c in (there_content, content))
+        if was != now:
+            raise RunError(
+                f"content {name!r} must be {was} as in the run that is in {folder}, the data have {now}; "
+                "train on the content of the run, or take another output folder"
+            )
 
 
 __all__ = [
@@ -192,6 +214,7 @@ __all__ = [
     "Finished",
     "clear_run",
     "config_of",
+    "data_identity",
     "described",
     "finished_of",
     "machine",

@@ -17,7 +17,8 @@ from sostenuto.data.prepared import SPLITS, PreparedData
 from sostenuto.data.protocols import leave_last_out, popularity_sampling, split_times
 from sostenuto.data.protocols.popularity_sampling import DAY_MS, PopularityWindows, draw_negatives
 from sostenuto.data.spec import make_spec
-from sostenuto.schema.errors import SpecError
+from sostenuto.ops.geohash import geohash_text
+from sostenuto.schema.errors import DataError, SpecError
 
 START_S = 1_600_000_000
 DAYS = 60
@@ -99,6 +100,88 @@ def check_requests(data: PreparedData, log: pl.DataFrame, *, days: float | None,
             assert key not in seen, "a moment is one request of one split"
             seen.add(key)
         assert (np.asarray(r.list_id) == 0).all()
+
+
+@pytest.fixture(scope="module")
+def checkins(tmp_path_factory):
+    """Prepare a log whose places are cells of its items, under each rule of `request_place`."""
+    folder = tmp_path_factory.mktemp("checkins")
+    log = write_log(folder, seed=3)
+    cells = ["dr5ru7", "dr5ru2", "dr5ru6", "dr72h8"]
+    log.with_columns(
+        pl.col("item").str.slice(1).cast(pl.Int32).map_elements(lambda i: cells[i % 4], pl.String).alias("cell")
+    ).write_csv(folder / "log.csv")
+
+    def prepared_with(name: str, **protocol) -> PreparedData:
+        spec = make_spec(
+            {
+                "name": "checkins",
+                "folder": folder,
+                "places": "geohash",
+                "time_zone": "America/New_York",
+                "events": {
+                    "files": "log.csv",
+                    "user": "user",
+                    "item": "item",
+                    "time": {"column": "time", "unit": "s"},
+                    "place": "cell",
+                },
+                "protocol": {"name": "global-time", "popularity_days": 20.0, **protocol},
+            }
+        )
+        return prepare(spec, folder / name, seed=0, overwrite=True)
+
+    return prepared_with
+
+
+def test_a_request_at_the_previous_place_does_not_know_where_the_user_is(checkins):
+    data = checkins("previous", request_place="previous")
+    b = data.behaviours
+    found = []
+    for split in SPLITS:
+        r = data.requests(split)
+        for at in range(len(r)):
+            start = int(b.offsets[r.user[at]])
+            past = np.asarray(b.place[start : start + int(r.prefix[at])])
+            assert r.place[at] == (past[-1] if len(past) else 0)
+            here = set(b.place[start + int(r.prefix[at]) :][b.time_ms[start + int(r.prefix[at]) :] == r.time_ms[at]])
+            found.append(r.place[at] in here)
+    assert 0.05 < np.mean(found) < 0.8  # equal at times by chance, as items of four cells must be
+
+
+def test_requests_may_have_no_place_and_by_default_have_that_of_their_first_event(checkins):
+    nowhere, event = checkins("none", request_place="none"), checkins("event")
+    for split in SPLITS:
+        assert not np.asarray(nowhere.requests(split).place).any()
+        r, b = event.requests(split), event.behaviours
+        assert (r.place == b.place[b.offsets[r.user] + r.prefix]).all()
+        assert (r.item == nowhere.requests(split).item).all()  # candidates do not depend on it
+
+
+def test_geohash_places_have_points_and_the_zone_travels_with_the_features(checkins, tmp_path):
+    data = checkins("points")
+    features = data.features
+    assert features.time_zone == data.manifest.features.time_zone == "America/New_York"
+    assert len(features.place_points) == features.num_places - 2 == 4
+    names = data.vocabulary("place")[2:]
+    for name, (latitude, longitude) in zip(names, features.place_points, strict=True):
+        assert geohash_text(latitude, longitude, 6) == name
+
+
+def test_places_that_are_no_geohashes_are_refused(tmp_path):
+    write_log(tmp_path, seed=0)
+    events = {"files": "log.csv", "user": "user", "item": "item", "time": {"column": "time", "unit": "s"}}
+    spec = make_spec(
+        {
+            "name": "x",
+            "folder": tmp_path,
+            "places": "geohash",
+            "events": events | {"place": "action"},
+            "protocol": "global-time",
+        }
+    )
+    with pytest.raises(DataError, match=r"places = 'geohash' needs geohashes in `place`: .* got 'view'"):
+        prepare(spec, tmp_path / "out")
 
 
 @pytest.mark.parametrize("moment", ["time", "session"])

@@ -19,6 +19,7 @@ import pytest
 from sostenuto.data.preparation import prepare
 from sostenuto.data.sources import SOURCES, find_source, get, locate, open_source
 from sostenuto.data.sources.instacart import order_clock
+from sostenuto.data.sources.lbsn import weekly_clock
 from sostenuto.data.sources.locating import package_folder
 from sostenuto.data.spec import DataSpec
 from sostenuto.schema.errors import MissingSource, SpecError
@@ -204,9 +205,34 @@ def test_foursquare_reads_the_published_file_and_the_tables(tmp_path: Path) -> N
     ).write_parquet(tables / "pois.parquet")
     first = open_source("foursquare-nyc", tmp_path / "ca", folder=published)
     second = open_source("foursquare-nyc", tmp_path / "cb", folder=tables)
-    assert events(first).rows() == events(second).rows() == [(470, "v1", time.replace(tzinfo=datetime.UTC))]
+    assert events(first).rows() == events(second).rows() == [(470, "v1", time.replace(tzinfo=datetime.UTC), "dr5rsh")]
+    assert first.places == second.places == "geohash"
+    assert first.protocol is not None
+    assert first.protocol.settings["request_place"] == "previous"  # the place of a check-in is the answer
     venues = [table(spec, spec.items).select("kind", "cell", "group").row(0) for spec in (first, second)]
     assert venues == [("Café", "4071/-7401", None), ("Café", "4071/-7401", "Dining and Drinking")]
+
+
+def test_lbsn_hours_of_the_week_become_a_pseudo_calendar_in_the_order_of_the_log() -> None:
+    rows = {"seq": [7, 3, 9], "week_estimate": [2, 2, 0], "hour_of_week": [50, 50, 168], "user": [1, 1, 2]}
+    clock = weekly_clock(pl.DataFrame(rows))["time"]
+    assert clock.dt.weekday().to_list() == [3, 3, 7]  # hour 50 is Wednesday 1:00, hour 168 Sunday 23:00
+    assert clock.dt.hour().to_list() == [1, 1, 23]
+    assert clock[0] - clock[1] == datetime.timedelta(milliseconds=1)
+    assert clock[1] - clock[2] == datetime.timedelta(weeks=1, hours=50)
+
+
+def test_lbsn_cities_have_kinds_and_no_places(tmp_path: Path) -> None:
+    columns = {"user": [1, 1], "seq": [1, 2], "hour_of_week": [1, 2], "week_estimate": [0, 0]}
+    pl.DataFrame(columns | {"venue": [5, 6], "category": [40, 41]}).write_parquet(
+        tmp_path / "saopaulo_checkins.parquet"
+    )
+    spec = open_source("lbsn-sao-paulo", tmp_path / "cache", folder=tmp_path)
+    assert events(spec).columns == ["user", "venue", "time"]
+    assert spec.events[0].place is None
+    assert table(spec, spec.items).sort("venue").rows() == [(5, "40"), (6, "41")]
+    with pytest.raises(MissingSource, match="kualalampur_checkins"):
+        locate(find_source("lbsn-kuala-lumpur"), tmp_path)
 
 
 def test_trivago_has_true_lists_with_price_and_position(tmp_path: Path) -> None:
@@ -294,7 +320,7 @@ def test_taobao_shards_become_events_in_order_and_single_candidates(tmp_path: Pa
     assert items.filter(pl.col("image_text").is_not_null())["item"].to_list() == [4]
 
 
-REAL = {"taobao-mm": "taobao-mm-demo"}
+REAL = {"taobao-mm": "taobao-mm-demo", "lbsn-kuala-lumpur": "lbsn2vec-cities", "lbsn-sao-paulo": "lbsn2vec-cities"}
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))

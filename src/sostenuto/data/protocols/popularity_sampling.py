@@ -40,6 +40,9 @@ class SamplingSettings(Settings):
     positive_actions: tuple[str, ...] = ()  # only these count as positives; () = all
     positive_min_value: float | None = None  # only events of at least this value count as positives
     min_history: int = Field(default=0, ge=0)  # behaviours before the request
+    # where a request happens: at the place of its first event, which must not be part of the answer; where the user's
+    # last behaviour strictly before it was; or nowhere
+    request_place: Literal["event", "previous", "none"] = "event"
     train_requests: int | None = Field(default=500_000, ge=1)  # at most so many, drawn by the seed
     valid_requests: int | None = Field(default=50_000, ge=1)
     test_requests: int | None = Field(default=50_000, ge=1)
@@ -415,7 +418,7 @@ def sampled_requests(
                 generator = np.random.default_rng([seed, 2, number, at])
                 both = (window[0], window[1])
                 drawn.append(_draw_batch(core, groups, chosen, positive, windows, both, settings, generator, counts))
-            made[name] = _requests(behaviours, groups, drawn)
+            made[name] = _requests(behaviours, groups, drawn, settings.request_place)
             counts[f"{name}_requests"] = len(made[name])
             counts[f"{name}_candidates"] = len(made[name].item)
     return made, counts
@@ -431,17 +434,29 @@ def _with_positive(groups: Groups, positive: Array) -> Array:
     return found
 
 
-def _requests(behaviours: Behaviours, groups: Groups, drawn: list[_Drawn]) -> Requests:
+def _places(behaviours: Behaviours, first_event: Array, user: Array, prefix: Array, where: str) -> Array:
+    """Return (R,) int32 where requests happen, 0 where that is not known."""
+    if where == "event":
+        return np.asarray(behaviours.place[first_event], np.int32)
+    found = np.zeros(len(user), np.int32)
+    if where == "previous":
+        seen = prefix > 0
+        found[seen] = behaviours.place[(np.asarray(behaviours.offsets)[user] + prefix - 1)[seen]]
+    return found
+
+
+def _requests(behaviours: Behaviours, groups: Groups, drawn: list[_Drawn], where: str) -> Requests:
     chosen = np.concatenate([d.groups for d in drawn]) if drawn else np.zeros(0, np.int64)
     lengths = np.concatenate([d.offsets for d in drawn]) if drawn else np.zeros(0, np.int64)
     item = np.concatenate([d.item for d in drawn]) if drawn else np.zeros(0, np.int32)
     label = np.concatenate([d.label for d in drawn]) if drawn else np.zeros(0, np.float32)
     user, time_ms = groups.user(chosen), groups.time_ms(chosen)
+    prefix = prefix_lengths(behaviours, user, time_ms)
     return Requests(
         user=user,
         time_ms=time_ms,
-        prefix=prefix_lengths(behaviours, user, time_ms),
-        place=np.asarray(behaviours.place[groups.first_event(chosen)], np.int32),
+        prefix=prefix,
+        place=_places(behaviours, groups.first_event(chosen), user, prefix, where),
         context={},
         offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
         item=item,

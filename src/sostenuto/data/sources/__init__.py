@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sostenuto.data.sources import amazon, complete_journey, foursquare, instacart, lastfm, movielens, taobao, trivago
+from sostenuto.data.sources import (
+    amazon,
+    complete_journey,
+    foursquare,
+    instacart,
+    lastfm,
+    lbsn,
+    movielens,
+    taobao,
+    trivago,
+)
 from sostenuto.data.sources.locating import Source, get, locate
 from sostenuto.data.spec import DataSpec
 from sostenuto.schema.errors import SpecError, did_you_mean
@@ -18,6 +28,7 @@ SOURCES: dict[str, Source] = {
         foursquare.SOURCE,
         trivago.SOURCE,
         lastfm.SOURCE,
+        *lbsn.SOURCES,
         *amazon.SOURCES,
         taobao.SOURCE,
     )

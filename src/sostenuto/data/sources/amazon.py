@@ -52,6 +52,7 @@ def _build_sequences(name: str, title: str, stem: str, folder: Path, cache: Path
             "item": "item",
             "fields": {"attributes": {"kind": "multi", "width": 8}},
         },
+        "vocabulary": {"min_item_count": 1},  # papers on these sets give every item a row
     }
     return _spec(name, cache, tables, {"popularity": "training"})  # positions are no calendar
 
@@ -80,7 +81,8 @@ def _sequence_source(name: str, title: str, stem: str, events: int, users: int, 
         notes=(
             f"Accepted: {title}.txt with {title}_item2attributes.json as published, or {stem}_seq.parquet (user, pos, "
             f"item) with {stem}_attributes.parquet (item, attributes). Order only: event n of a user stands on day n "
-            "after 2000-01-01, so decays count events, and clock features mean nothing."
+            "after 2000-01-01, so decays count events, and clock features mean nothing. Every item of training owns an "
+            "embedding row, as in the papers that use these sets."
         ),
         home="https://github.com/RUCAIBox/CIKM2020-S3Rec",
     )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from sostenuto.data.sources.locating import Source
 from sostenuto.data.spec import DataSpec, make_spec
+from sostenuto.ops.geohash import geohash_text
 
 ZONE = "America/New_York"
 ORIGINAL = "dataset_TSMC2014_NYC.txt"
 COLUMNS = ["user", "poi", "category_id", "category", "lat", "lon", "offset_minutes", "utc_time"]
 CELL_DEGREES = 0.01  # about 1 km
+PLACE_CHARACTERS = 6  # of the geohash of a venue: about 0.9 km x 0.6 km in New York
 
 
 def _cell(latitude: str, longitude: str) -> pl.Expr:
@@ -56,23 +59,36 @@ def _tables(folder: Path, cache: Path) -> None:
     ).write_parquet(cache / "pois.parquet")
 
 
+def _add_places(cache: Path) -> None:
+    """Name the place of every check-in: the geohash of its venue."""
+    venues = pl.read_parquet(cache / "pois.parquet").select("poi", "lat", "lon")
+    points = venues.select(pl.col("lat", "lon").fill_null(np.nan)).iter_rows()
+    texts = [geohash_text(latitude, longitude, PLACE_CHARACTERS) for latitude, longitude in points]
+    named = venues.select("poi", pl.Series("place", texts))
+    checkins = pl.read_parquet(cache / "checkins.parquet").join(named, on="poi", how="left", maintain_order="left")
+    checkins.write_parquet(cache / "checkins.parquet")
+
+
 def build(folder: Path, cache: Path) -> DataSpec:
     """Bring either layout into check-ins and venues."""
     (_published if (folder / ORIGINAL).is_file() else _tables)(folder, cache)
+    _add_places(cache)
     return make_spec(
         {
             "name": SOURCE.name,
             "folder": str(cache),
             "time_zone": ZONE,
+            "places": "geohash",
             "terms": SOURCE.terms,
-            "events": {"files": "checkins.parquet", "user": "user", "item": "poi", "time": "time"},
+            "events": {"files": "checkins.parquet", "user": "user", "item": "poi", "time": "time", "place": "place"},
             "items": {
                 "files": "pois.parquet",
                 "item": "poi",
                 "categories": ["group", "kind"],
                 "fields": {"cell": "categorical", "lat": "numeric", "lon": "numeric", "name": "text"},
             },
-            "protocol": {"name": SOURCE.protocol, "popularity_days": 90},  # many venues see few visits a month
+            # many venues see few visits a month; where a request happens would be the answer
+            "protocol": {"name": SOURCE.protocol, "popularity_days": 90, "request_place": "previous"},
         },
         origin=SOURCE.name,
     )
@@ -89,7 +105,9 @@ SOURCE = Source(
     notes=(
         f"Accepted: {ORIGINAL} as published (227,428 check-ins), or checkins.parquet (user, poi, utc_time) with "
         "pois.parquet (poi, lat, lon, name, fsq_category_2013, fsq_category_path), whose figures are stated here. "
-        "Events carry no place: the place of a check-in is the answer, so it is a field of the venue (cell, lat, lon)."
+        f"The place of a check-in is the geohash of its venue ({PLACE_CHARACTERS} characters). It is the answer, so "
+        "the place of a request is that of the user's check-in before; where a venue lies is also a field of it (cell, "
+        "lat, lon)."
     ),
     home="https://sites.google.com/site/yangdingqi/home/foursquare-dataset",
 )

@@ -67,6 +67,18 @@ struct Layout {
       for (; at < end; at += kWidth) store(matrix + at, load(from + at) + q * load(times + at));
     }
   }
+
+  // (D, wide): the products alone, as this behaviour makes them, and its own part added to `start` (wide).
+  void products_of(const float* key_row, float* matrix, float* start) const {
+    const float *from = key.data(), *times = product.data();
+    for (int64_t d = 0, at = 0; d < dim; ++d) {
+      const Vec k = spread(key_row[d]);
+      for (int64_t h = 0; h < wide; h += kWidth, at += kWidth) {
+        store(matrix + at, k * load(times + at));
+        store(start + h, load(start + h) + k * load(from + at));
+      }
+    }
+  }
 };
 
 // A run of behaviours that meets one candidate. What is known of them beside the key comes in padded rows, or not.

@@ -172,8 +172,15 @@ inline void sum_rows_of(const float* rows, int64_t count, int64_t width, int64_t
 // Some candidates of one request.
 struct Piece {
   int64_t request, first, last;
-  int64_t pair0;  // where the pairs of the first begin
+  int64_t pair0;     // where the pairs of the first begin
+  bool by_behaviour;  // one matrix per behaviour instead of one per candidate
 };
+
+// A request with this many times more candidates than behaviours needs fewer matrices, and fewer tiles that are not
+// full, when they change places: pre_cj = (P diag(k_j)) q_c + (A k_j + e_j) + hidden_c.
+constexpr int64_t kManyTimes = 2;
+constexpr int64_t kMostByBehaviour = 43 * 12;  // candidates of a piece then; whole tiles
+constexpr int64_t kMostByCandidate = 128;
 
 struct ForwardSpace {
   Buffer matrix, hidden, extra, part, weights, spare;
@@ -204,6 +211,29 @@ void score_piece(const AttentionInputs& in, const Layout& to, const Piece& piece
   }
 }
 
+// The same scores where candidates outnumber behaviours: the rows of a tile are candidates.
+template <bool Leaks>
+void score_by_behaviour(const AttentionInputs& in, const Layout& to, const Piece& piece, int64_t key0, int64_t length,
+                        float* scores, ForwardSpace& space) {
+  const int64_t count = piece.last - piece.first;
+  float* matrix = space.matrix.at(to.dim * to.wide);
+  float* start = space.hidden.at(to.wide);
+  float* found = space.part.at(count);
+  Rows rows{in.query + piece.first * to.dim, in.query_hidden + piece.first * to.units, to.units};
+  if (to.units != to.wide) {
+    float* room = space.extra.at(count * to.wide);
+    pad_rows(rows.extra, count, to.units, to.wide, room);
+    rows = {rows.keys, room, to.wide};
+  }
+  for (int64_t j = 0; j < length; ++j) {
+    std::fill(start, start + to.wide, 0.0f);
+    if (in.key_hidden) std::copy_n(in.key_hidden + (key0 + j) * to.units, to.units, start);
+    to.products_of(in.key + (key0 + j) * to.dim, matrix, start);
+    score_block<Leaks, false>(to, rows, count, matrix, start, *in.bias, found, nullptr, space.spare);
+    for (int64_t c = 0; c < count; ++c) scores[c * length + j] = found[c];
+  }
+}
+
 void forward_piece(const AttentionShape& s, const AttentionInputs& in, const AttentionOutputs& out, const Layout& to,
                    const Piece& piece, ForwardSpace& space) {
   const int64_t key0 = s.key_offsets[piece.request], length = s.key_offsets[piece.request + 1] - key0;
@@ -215,9 +245,14 @@ void forward_piece(const AttentionShape& s, const AttentionInputs& in, const Att
   const bool keeps = out.weights != nullptr;
   float* weights = keeps ? out.weights + piece.pair0 : space.weights.at(count * length);
   uint64_t* signs = keeps ? out.signs + piece.pair0 * to.words : nullptr;
-  const auto score = to.leaks ? (keeps ? score_piece<true, true> : score_piece<true, false>)
-                              : (keeps ? score_piece<false, true> : score_piece<false, false>);
-  score(in, to, piece, key0, length, weights, signs, space);
+  if (piece.by_behaviour) {
+    const auto score = to.leaks ? score_by_behaviour<true> : score_by_behaviour<false>;
+    score(in, to, piece, key0, length, weights, space);
+  } else {
+    const auto score = to.leaks ? (keeps ? score_piece<true, true> : score_piece<true, false>)
+                                : (keeps ? score_piece<false, true> : score_piece<false, false>);
+    score(in, to, piece, key0, length, weights, signs, space);
+  }
   for (int64_t c = 0; c < count; ++c) normalise_scores(s.normalise, length, weights + c * length);
   const bool few = s.query_offsets[piece.request + 1] - s.query_offsets[piece.request] < kFew;
   for (int i = 0; i < parts.count; ++i) {
@@ -225,6 +260,13 @@ void forward_piece(const AttentionShape& s, const AttentionInputs& in, const Att
     const int64_t broad = padded(summed.width);
     float* part = space.part.at(count * broad);
     std::vector<double>& sums = space.sums;
+    if (length < kBlock + kRows) {  // one block
+      sum_rows_of(summed.rows + key0 * summed.width, length, summed.width, count, few, weights, length, part,
+                  space.spare);
+      for (int64_t c = 0; c < count; ++c)
+        std::copy_n(part + c * broad, summed.width, result + c * parts.width + summed.column);
+      continue;
+    }
     sums.assign(count * broad, 0.0);  // thousands of terms: a block in float32, blocks in float64
     for (int64_t j = 0; j < length; j += kBlock) {
       sum_rows_of(summed.rows + (key0 + j) * summed.width, std::min(kBlock, length - j), summed.width, count, few,
@@ -267,9 +309,11 @@ void sostenuto_attention_forward(const AttentionShape* shape, const AttentionInp
     const int64_t first = shape->query_offsets[b], last = shape->query_offsets[b + 1];
     const int64_t length = shape->key_offsets[b + 1] - shape->key_offsets[b];
     // One request alone must be shared by the threads; more candidates than this would need too many weights at once.
-    const int64_t most = std::min<int64_t>(128, std::max<int64_t>(8, (last - first + shape->threads - 1) / shape->threads));
+    const bool by_behaviour = !out->weights && length <= kBlock * kManyTimes && length * kManyTimes <= last - first;
+    const int64_t share = std::max<int64_t>(8, (last - first + shape->threads - 1) / shape->threads);
+    const int64_t most = std::min(by_behaviour ? kMostByBehaviour : kMostByCandidate, share);
     for (int64_t c = first; c < last; c += most) {
-      pieces.push_back({b, c, std::min(c + most, last), pairs});
+      pieces.push_back({b, c, std::min(c + most, last), pairs, by_behaviour});
       pairs += (pieces.back().last - c) * length;
       costs.push_back((pieces.back().last - c) * (length + 16));
     }

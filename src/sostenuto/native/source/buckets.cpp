@@ -466,11 +466,15 @@ void sostenuto_interests(const InterestShape* shape, const double* table, const 
     std::vector<int32_t> rows(s.groups);
     std::vector<uint8_t> known(number);
     for (int64_t b = first; b < last; ++b) {
+      const bool most = s.offsets[b + 1] - s.offsets[b] >= s.buckets;  // of the buckets will be asked for
+      if (most)
+        for (int64_t r = 0; r < number; ++r) unit_parts(s, table + (b * number + r) * width, unit.data() + r * broad);
       std::fill(known.begin(), known.end(), 0);
       for (int64_t c = s.offsets[b]; c < s.offsets[b + 1]; ++c) {
-        for (int64_t g = 0; g < s.groups; ++g) {
-          const int32_t r = static_cast<int32_t>(g * s.buckets) + ids[c * s.groups + g];
-          rows[g] = r;
+        for (int64_t g = 0; g < s.groups; ++g)
+          rows[g] = static_cast<int32_t>(g * s.buckets) + ids[c * s.groups + g];
+        for (int64_t g = 0; g < s.groups && !most; ++g) {
+          const int32_t r = rows[g];
           if (known[r]) continue;
           unit_parts(s, table + (b * number + r) * width, unit.data() + r * broad);
           known[r] = 1;

@@ -80,7 +80,8 @@ template <int R>
 inline void sums_of(const Vec (&x)[R], float* to) {
   int r = 0;
 #if defined(__AVX2__) && !defined(__AVX512F__)
-  for (; r + 4 <= R; r += 4) {  // four at once: halves are added while they change places
+  for (; r < R && R >= 4; r += 4) {  // four at once: halves are added while they change places
+    r = r + 4 <= R ? r : R - 4;      // some twice, so that a sum does not depend on its place
     const __m256 pairs = _mm256_hadd_ps(x[r], x[r + 1]), others = _mm256_hadd_ps(x[r + 2], x[r + 3]);
     const __m256 all = _mm256_hadd_ps(pairs, others);
     _mm_storeu_ps(to + r, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));

@@ -1,0 +1,73 @@
+"""Content vectors of items, looked up by item index; frozen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sostenuto.schema.content import ItemContent
+from sostenuto.schema.errors import RunError, SpecError
+from sostenuto.schema.features import ContentField
+
+
+class ContentVectors(nn.Module):
+    """Rows of one kind of content: codes times scale, float32, without gradient.
+
+    Codes are dequantised for the rows asked for only; the whole table stays as it is stored, memory-mapped on a CPU.
+    A projection that learns is the ranker's own.
+
+    Args:
+        content:   sizes of the content.
+        num_items: item vocabulary.
+    """
+
+    vectors: Tensor
+    scale: Tensor
+    known: Tensor
+
+    def __init__(self, content: ContentField, num_items: int) -> None:
+        super().__init__()
+        self.name = content.name
+        self.num_items = num_items
+        self.out_dim = content.vector_dim
+        self.register_buffer("vectors", torch.zeros(0, self.out_dim, dtype=torch.float16), persistent=False)
+        self.register_buffer("scale", torch.zeros(0), persistent=False)
+        self.register_buffer("known", torch.zeros(0, dtype=torch.bool), persistent=False)
+
+    def set_content(self, content: ItemContent) -> None:
+        """Take the vectors over; they may lie in a memory-mapped file.
+
+        Raises:
+            SpecError: their shape is not what the ranker was built for.
+        """
+        shape = (self.num_items, self.out_dim)
+        if tuple(content.vectors.shape) != shape:
+            raise SpecError(
+                f"vectors of content {self.name!r} must have the shape {shape} that the ranker was built with, got "
+                f"{tuple(content.vectors.shape)}; build the content again, or train on it"
+            )
+        self.vectors = content.vectors
+        self.scale = torch.zeros(0, device=content.vectors.device) if content.scale is None else content.scale
+        self.known = content.known
+
+    @torch.no_grad()
+    def forward(self, item: Tensor) -> Tensor:
+        """Return (N, vector_dim) float32 of (N,) items; zero where an item has no content."""
+        self._check()
+        rows = self.vectors[item].float()
+        return rows * self.scale[item][:, None] if len(self.scale) else rows
+
+    def is_known(self, item: Tensor) -> Tensor:
+        """Return (N,) bool: the item has content."""
+        self._check()
+        return self.known[item]
+
+    def _check(self) -> None:
+        if not len(self.known):
+            raise RunError(
+                f"content {self.name!r} must be handed over before a ranker is asked, nothing came; "
+                "call take_content with content.store.open_content, or open the run with `open_run`"
+            )
+
+
+__all__ = ["ContentVectors"]

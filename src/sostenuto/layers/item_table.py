@@ -1,0 +1,141 @@
+"""What depends on the item alone, computed once for a whole catalogue and then looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sostenuto.schema.histories import Candidates, Catalogue
+
+ITEMS_AT_ONCE = 16_384  # bounds memory while a table is filled
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Filled:
+    """A filled table, and what it was made of."""
+
+    catalogue: Catalogue
+    columns: Mapping[str, Tensor]  # (I, width) each
+    sources: tuple[Tensor, ...]
+    stamp: tuple[tuple[int, int], ...]  # of the sources when the table was filled
+
+
+class ItemTable(nn.Module):
+    """Named columns of one row per item, for scoring without gradients.
+
+    It is empty until `fill`, and `rows` then answers None: the caller computes. The same holds while a gradient is
+    wanted, for items beyond the catalogue, and for candidates whose category or fields are not those of the catalogue.
+    Whatever may change a parameter empties it: training mode, loading, moving to another device or type, and changes
+    in place, which the tensors' version counters tell (tensors made in inference mode have none, and are not watched).
+    It is no part of a state dict.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._filled: _Filled | None = None
+
+    @torch.no_grad()
+    def fill(
+        self, catalogue: Catalogue, make: Callable[[Tensor, Catalogue], Mapping[str, Tensor]], sources: Iterable[Tensor]
+    ) -> int:
+        """Compute every item's row and return the bytes kept, what the catalogue says of items included.
+
+        Args:
+            catalogue: I items.
+            make: gives named (n, width) columns of (n,) items and their part of the catalogue.
+            sources: the parameters and buffers that `make` reads.
+
+        Raises:
+            ValueError: in training mode, in which the rows would be old after a step.
+        """
+        if self.training:
+            raise ValueError("items are kept in evaluation mode, the ranker is in training mode; call eval() first")
+        starts = range(0, catalogue.num_items, ITEMS_AT_ONCE)
+        parts = [
+            make(torch.arange(at, at + part.num_items, device=part.category.device), part)
+            for at in starts
+            if (part := catalogue.part(at, at + ITEMS_AT_ONCE))
+        ]
+        if not parts:
+            self.empty()
+            return 0
+        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        held = tuple(sources)
+        self._filled = _Filled(catalogue=catalogue, columns=columns, sources=held, stamp=_stamp(held))
+        return self.num_bytes
+
+    def empty(self) -> None:
+        """Forget every row."""
+        self._filled = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the rows, and of the catalogue that they are of."""
+        if self._filled is None:
+            return 0
+        about = self._filled.catalogue
+        tensors = [*self._filled.columns.values(), about.category, *about.fields.values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def columns(self) -> Mapping[str, Tensor] | None:
+        """Return the (I, width) columns of all items, or None where rows must be computed.
+
+        For columns that the item's number decides alone: what the catalogue says is not compared with anything.
+        """
+        filled = self._filled
+        if filled is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        if filled.stamp != _stamp(filled.sources):
+            self.empty()
+            return None
+        return filled.columns
+
+    def rows(self, candidates: Candidates) -> dict[str, Tensor] | None:
+        """Return the (N, width) columns of N candidates, or None where they must be computed."""
+        columns, item = self.columns(), candidates.item
+        if columns is None or self._filled is None or not item.numel():
+            return None
+        about = self._filled.catalogue
+        if int(item.max()) >= about.num_items:
+            return None
+        levels = about.category.shape[1]
+        if levels and not torch.equal(about.category.index_select(0, item), candidates.category[:, :levels]):
+            return None
+        if not all(
+            _equal(column.index_select(0, item), candidates.fields[name]) for name, column in about.fields.items()
+        ):
+            return None
+        return {name: column.index_select(0, item) for name, column in columns.items()}
+
+    def train(self, mode: bool = True) -> Self:
+        """Empty the table in training mode."""
+        if mode:
+            self.empty()
+        return super().train(mode)
+
+    def _apply(self, *given: Any, **named: Any) -> Self:
+        self.empty()
+        moved: Self = super()._apply(*given, **named)  # type: ignore[no-untyped-call]
+        return moved
+
+    def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
+        self.empty()
+        super()._load_from_state_dict(*given, **named)
+
+
+def _stamp(sources: tuple[Tensor, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources)
+
+
+def _equal(kept: Tensor, given: Tensor) -> bool:
+    """Say whether two columns hold the same; a missing number equals a missing number."""
+    if kept.dtype != given.dtype or not kept.is_floating_point():
+        return torch.equal(kept, given)
+    return torch.equal(kept, given) or torch.equal(kept.nan_to_num(nan=torch.inf), given.nan_to_num(nan=torch.inf))
+
+
+__all__ = ["ItemTable"]
