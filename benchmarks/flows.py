@@ -34,7 +34,7 @@ from sostenuto.models.table import build, default_config
 from sostenuto.ops.jagged import lengths_to_offsets
 from sostenuto.schema.features import FeatureSpec, Field
 from sostenuto.schema.histories import Candidates, Context, History, SequenceBatch
-from sostenuto.training.memory import keep_freed
+from sostenuto.training.process_memory import keep_freed
 
 MODELS = ("dfgr", "metagr")
 FEATURES = FeatureSpec(

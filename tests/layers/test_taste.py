@@ -58,3 +58,20 @@ def test_appending_equals_encoding_anew(lengths: list[int], seed: int) -> None:
     torch.testing.assert_close(joined.sums, whole.sums)
     torch.testing.assert_close(joined.weights, whole.weights)
     torch.testing.assert_close(joined.reference_ms, whole.reference_ms)
+
+
+def test_states_along_timelines_are_those_of_the_behaviours_before_each_request() -> None:
+    torch.manual_seed(0)
+    taste = Taste(parts=2)
+    offsets = torch.tensor([0, 9, 9, 14])
+    time_ms = torch.cat([torch.randint(0, 60 * DAY_MS, (n,)).sort().values for n in (9, 5)])
+    vectors = torch.randn(14, 4)
+    row = torch.tensor([0, 0, 0, 0, 0, 1, 2, 2])
+    prefix = torch.tensor([0, 2, 2, 6, 9, 0, 0, 3])
+    found = taste.encode_along(vectors, offsets, time_ms, row, prefix)
+    for r, (b, n) in enumerate(zip(row.tolist(), prefix.tolist(), strict=True)):
+        here = slice(int(offsets[b]), int(offsets[b]) + n)
+        alone = taste.encode(vectors[here], torch.tensor([0, n]), time_ms[here])
+        assert found.reference_ms[r] == alone.reference_ms[0]
+        torch.testing.assert_close(found.sums[r], alone.sums[0])
+        torch.testing.assert_close(found.weights[r], alone.weights[0])

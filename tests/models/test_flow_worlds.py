@@ -23,7 +23,7 @@ from sostenuto.layers.flow_config import FlowConfig
 from sostenuto.models.dfgr import DFGR
 from sostenuto.models.table import build, default_config
 from sostenuto.schema.features import FeatureSpec
-from sostenuto.training.memory import keep_freed
+from sostenuto.training.process_memory import keep_freed
 
 
 def optimisers_of(ranker, rate):
