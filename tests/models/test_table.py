@@ -28,9 +28,15 @@ def test_every_entry_names_itself_and_its_config(name):
 
 @pytest.mark.parametrize("name", [n for n, e in MODELS.items() if e.kind == "neural"])
 def test_every_neural_model_has_a_page_of_configuration_in_plain_values(name):
-    for field in dataclasses.fields(config_class(name)):
-        value = getattr(default_config(name), field.name)
-        assert value is None or isinstance(value, bool | int | float | str | tuple)
+    parts = [default_config(name)]
+    assert isinstance(parts[0], config_class(name))
+    for part in parts:
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if dataclasses.is_dataclass(value):
+                parts.append(value)
+            else:
+                assert value is None or isinstance(value, bool | int | float | str | tuple)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one():
