@@ -189,3 +189,14 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in
 def test_a_run_loads_no_compiler(model: str, toy: PreparedData, tmp_path: Path) -> None:
     printed = in_a_process(LOADED, str(toy.folder), str(tmp_path / "run"), model)
     assert printed.splitlines()[-1] == "[]", "70 MB that nothing here needs"
+
+
+STEPS = """
+import sys
+import sostenuto.training.loop, sostenuto.training.losses, sostenuto.training.optimiser, sostenuto.models.din
+print([name for name in ("polars", "pydantic", "scipy", "torch._dynamo") if name in sys.modules])
+"""
+
+
+def test_what_a_step_needs_reads_no_tables_and_measures_nothing() -> None:
+    assert in_a_process(STEPS).splitlines()[-1] == "[]", "45 MB that a step does not need"

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ from sostenuto.training.config import TrainingConfig
 from sostenuto.training.losses import Batch, Objective, loss_of, shares_of
 from sostenuto.training.optimiser import RankerOptimiser, StepReport, learning_rate_share, table_parameters
 from sostenuto.training.reporting import Reporter, SilentReporter
-from sostenuto.training.validation import Validation
+
+if TYPE_CHECKING:
+    from sostenuto.training.validation import Validation  # brings what measuring needs, a step does not
 
 
 @dataclass(slots=True, kw_only=True)
