@@ -74,9 +74,9 @@ test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.dev  ## the tests that every change must pass
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-slow: export OMP_NUM_THREADS = 2
+slow: export OMP_NUM_THREADS = 1
 slow: $(VENV)/.dev  ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and not gpu"
 
 plain: export OMP_NUM_THREADS = 1
 plain: export SOSTENUTO_BACKEND = plain
