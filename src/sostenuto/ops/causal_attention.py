@@ -233,11 +233,11 @@ def _own_score(query: Tensor, one: OwnKey, scale: float, bias: RelativeBias | No
 
 
 def time_bucket(gap_s: Tensor) -> Tensor:
-    """Return floor(ln(max(gap, 1)) / 0.301) of int32 seconds as int64; what lies ahead counts as now.
+    """Return floor(ln(max(gap, 1)) / 0.301) of int32 seconds as int32; what lies ahead counts as now.
 
     The published bucket takes |gap| and stops at 128; here no key lies ahead, and 2^31 seconds are bucket 71.
     """
-    return gap_s.clamp(min=1).float().log_().mul_(1.0 / BUCKET_WIDTH).long()
+    return gap_s.clamp(min=1).float().log_().mul_(1.0 / BUCKET_WIDTH).int()
 
 
 class _Biases:
@@ -258,7 +258,8 @@ class _Biases:
                 first = torch.cat([opens.new_ones(1), opens]).nonzero().squeeze(1)
                 position, time = position[:, first], time[:, first]
                 self.row, self.rows = row, rows
-        self.query_position, self.key_position = position[:, :, None], bias.key_position[group.key][:, None, :]
+        self.query_position = position[:, :, None].to(torch.int32)  # half the bytes of int64, and tiles are many
+        self.key_position = bias.key_position[group.key][:, None, :].to(torch.int32)
         if bias.time is not None:
             key_time = bias.key_time_s[group.key]
             since = key_time[:, :1]  # seconds from the row's first key fit int32
@@ -299,7 +300,7 @@ class _Biases:
             by_pair = by_pair.new_zeros(rows.stop - rows.start, grad.shape[3]).index_add_(0, shared, by_pair[0])
         for table, place in zip(tables, places, strict=False):  # no table of times, no places in it
             assert table is not None
-            table.scatter_add_(0, place.view(-1), by_pair.view(-1).to(table.dtype))
+            table.scatter_add_(0, place.view(-1).long(), by_pair.view(-1).to(table.dtype))
 
 
 class _Tile(NamedTuple):
