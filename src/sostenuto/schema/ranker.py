@@ -84,6 +84,14 @@ class Retriever(Ranker, Protocol):
         ...
 
 
+class CatalogueRanker(Ranker, Protocol):
+    """A ranker that searches by more than one inner product, and so scores a whole catalogue by itself."""
+
+    def catalogue_scores(self, state: Any, catalogue: Candidates, context: Context) -> Tensor:
+        """Return (B, I): the logits that `score` gives every item of a catalogue, which is one row of I items."""
+        ...
+
+
 class LossAlongRanker(Ranker, Protocol):
     """A ranker whose targets are not single positions, such as a window of future items (objective `loss_along`)."""
 
@@ -126,6 +134,7 @@ class FittedRanker(Ranker, Protocol):
 
 __all__ = [
     "AlongRanker",
+    "CatalogueRanker",
     "ContentRanker",
     "FittedRanker",
     "ItemKeeper",
