@@ -22,7 +22,7 @@ def evaluate(
         list[Path] | None, typer.Option(help="Another run, measured on the same requests: paired test. Repeatable.")
     ] = None,
     full_ranking: Annotated[
-        bool, typer.Option("--full-ranking", help="Also rank all candidate items for some requests.")
+        bool, typer.Option("--full-ranking", help="Also rank all candidate items; see --full-requests.")
     ] = False,
     full_requests: Annotated[
         int | None,

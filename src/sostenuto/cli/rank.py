@@ -18,7 +18,7 @@ DAY_MS = 86_400_000
 
 
 def rank(
-    run: Annotated[Path, typer.Argument(help="Run folder, or a comparison: then its best run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a comparison: then its best run.")],
     user: Annotated[str, typer.Option(help="User, as in the log.")],
     at: Annotated[
         str | None,
