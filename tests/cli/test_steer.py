@@ -36,3 +36,18 @@ def test_nonsense_is_refused(call, run, runs):
     assert "--values must name" in call("steer", run, "--values", "", code=2).stderr
     assert "must have heads" in call("steer", runs / "repeat", code=2).stderr
     assert "--split must be" in call("steer", run, "--split", "train", code=2).stderr
+
+
+def test_heads_search_the_whole_catalogue_when_they_are_evaluated(call, run):
+    said = json.loads(call("evaluate", run, "--split", "valid", "--full-ranking", "--exclude-seen", "--json").stdout)
+    assert said["full_ranking"]["exclude_seen"] is True
+    assert {"mrr", "ndcg@10", "coverage@10"} <= set(said["full_ranking"]["metrics"])
+
+
+def test_what_a_search_says_of_an_item_is_a_score_and_no_probability(call, run, runs):
+    shown = call("rank", run, "--user", 3, "--k", 3, "--no-explain").stdout
+    assert "score" in shown
+    assert "probability" not in shown
+    said = json.loads(call("rank", run, "--user", 3, "--k", 3, "--no-explain", "--json").stdout)
+    assert all(item["probability"] is None for item in said["items"])
+    assert "probability" in call("rank", runs / "mean_pool", "--user", 3, "--k", 3, "--no-explain").stdout

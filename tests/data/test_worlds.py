@@ -13,20 +13,8 @@ import pytest
 from sostenuto.data.preparation import prepare
 from sostenuto.data.prepared import Array, PreparedData
 from sostenuto.data.spec import load_spec
-from sostenuto.data.worlds import (
-    CANDIDATES,
-    GROUPS,
-    HABIT_LEAST,
-    LOYALTY,
-    NEWEST,
-    RARE_SHARE,
-    WORLDS,
-    WorldLog,
-    expected_auc,
-    make_world,
-    world_log,
-    world_prepared,
-)
+from sostenuto.data.worlds import WORLDS, WorldLog, expected_auc, make_world, world_log, world_prepared
+from sostenuto.data.worlds.table import CANDIDATES, GROUPS, HABIT_LEAST, LOYALTY, NEWEST, RARE_SHARE
 from sostenuto.schema.errors import SpecError
 
 DAY_MS = 86_400_000

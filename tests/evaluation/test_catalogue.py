@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.features.small_prepared import write_small
+from tests.training.toy_prepared import write_toy
 
 from sostenuto.baselines.popularity import Popularity, PopularityConfig
 from sostenuto.data.prepared import PreparedData, write_arrays
@@ -168,3 +169,19 @@ def test_a_larger_k_than_was_kept_is_refused(data):
     standing = rank_catalogue(*retriever(data), "test", most=5)
     with pytest.raises(Exception, match="at most 5"):
         standing.terms("ndcg", 10)
+
+
+def test_long_histories_and_large_catalogues_are_ranked_in_pieces(monkeypatch, tmp_path):
+    data = write_toy(tmp_path / "toy")
+    ranker, collator = retriever(data)
+    whole = rank_catalogue(ranker, collator, "valid")
+    seen = []
+    encode = ranker.encode
+    ranker.encode = lambda histories: seen.append(histories.lengths.tolist()) or encode(histories)
+    monkeypatch.setattr(module, "SCORED_EVENTS", 40)
+    monkeypatch.setattr(module, "SCORES_AT_ONCE", 3 * len(whole.items))
+    pieces = rank_catalogue(ranker, collator, "valid")
+    assert [len(lengths) for lengths in seen] != [len(whole.request)]
+    assert all(len(lengths) <= 3 and (sum(lengths) <= 40 or len(lengths) == 1) for lengths in seen)
+    assert np.allclose(whole.reciprocal, pieces.reciprocal)
+    assert np.array_equal(whole.top_item, pieces.top_item)

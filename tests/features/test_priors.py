@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from sostenuto.data.prepared import PreparedData, write_arrays
-from sostenuto.data.worlds import KINDS, world_prepared
+from sostenuto.data.worlds import world_prepared
+from sostenuto.data.worlds.table import KINDS
 from sostenuto.features.cooccurrence import training_events
 from sostenuto.features.priors import communities, priors_of
 from sostenuto.schema.errors import MissingExtra, SpecError

@@ -10,7 +10,8 @@ import torch
 from tests.contract.batches import PREPARED, make_batch, make_sequences, view_of
 from torch.nn.functional import normalize
 
-from sostenuto.data.worlds import RARE_FROM, world_prepared
+from sostenuto.data.worlds import world_prepared
+from sostenuto.data.worlds.table import RARE_FROM
 from sostenuto.evaluation import entropy
 from sostenuto.evaluation.auc import auc
 from sostenuto.evaluation.catalogue import rank_catalogue

@@ -1,4 +1,4 @@
-"""stim.md section 8, property by property; the planted world of section 7 is `habits` of data/worlds.py."""
+"""stim.md section 8, property by property; the planted world of section 7 is `habits` of data/worlds."""
 
 import math
 from dataclasses import replace

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sostenuto.ops import bucketed_attention as module
 from sostenuto.ops.bucketed_attention import bucketed_attention, length_buckets
 from sostenuto.ops.jagged import lengths_to_offsets, position_in_row, row_index
-from sostenuto.ops.moment_places import moment_places
+from sostenuto.ops.moments import moment_places
 
 
 def all_pairs(query, key, value, offsets, visible):

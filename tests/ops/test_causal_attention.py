@@ -9,7 +9,6 @@ from tests.reference.slow_causal_attention import slow_attention
 from sostenuto.ops import causal_attention as module
 from sostenuto.ops.causal_attention import OwnKey, RelativeBias, causal_attention, masks, plan_attention, time_bucket
 from sostenuto.ops.jagged import lengths_to_offsets, position_in_row, row_index
-from sostenuto.ops.moments import moment_starts
 
 
 def drawn_case(asked, known, *, heads=2, seed=0, with_bias=True, owns=1, dtype=torch.float64):
@@ -137,13 +136,6 @@ def test_a_query_may_not_see_into_the_next_row():
 def test_buckets_are_the_published_ones():
     gaps = torch.tensor([0, 1, -5, 2, 60, 3600, 86_400, 10**9], dtype=torch.int32)
     assert time_bucket(gaps).tolist() == [0, 0, 0, 2, 13, 27, 37, 68]
-
-
-def test_starts_of_moments_count_what_is_strictly_earlier():
-    offsets = torch.tensor([0, 4, 4, 7])
-    time_ms = torch.tensor([5, 5, 8, 9, 9, 9, 10])
-    assert moment_starts(offsets, time_ms).tolist() == [0, 0, 2, 3, 0, 0, 2]
-    assert moment_starts(torch.tensor([0, 0]), time_ms[:0]).tolist() == []
 
 
 def plain(rows):

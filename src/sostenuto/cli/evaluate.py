@@ -22,7 +22,7 @@ def evaluate(
         list[Path] | None, typer.Option(help="Another run, measured on the same requests: paired test. Repeatable.")
     ] = None,
     full_ranking: Annotated[
-        bool, typer.Option("--full-ranking", help="Also rank all candidate items for some requests.")
+        bool, typer.Option("--full-ranking", help="Also rank all candidate items; see --full-requests.")
     ] = False,
     full_requests: Annotated[
         int | None,
@@ -69,13 +69,13 @@ def evaluate(
 
 
 def ranked_catalogue(run: Run, split: str, requests: int | None, exclude_seen: bool | None) -> dict[str, Any]:
-    """Rank all items: of a model that searches, for every request by one matrix product; else for some."""
-    from sostenuto.evaluation.catalogue import catalogue_ranking, is_retriever
+    """Rank all items: of a model that searches, for every request by matrix products; else for some."""
+    from sostenuto.evaluation.catalogue import catalogue_ranking, searches
     from sostenuto.evaluation.full_ranking import full_ranking
     from sostenuto.schema.errors import SpecError
 
     seed = run.config.budget.seed
-    if not is_retriever(run.ranker):
+    if not searches(run.ranker):
         if exclude_seen:
             raise SpecError(f"--exclude-seen is for models that search, {run.config.model} does not; leave it out")
         return full_ranking(run.ranker, run.collator, split, requests=requests or 200, seed=seed)

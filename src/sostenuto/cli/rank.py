@@ -18,7 +18,7 @@ DAY_MS = 86_400_000
 
 
 def rank(
-    run: Annotated[Path, typer.Argument(help="Run folder, or a comparison: then its best run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a comparison: then its best run.")],
     user: Annotated[str, typer.Option(help="User, as in the log.")],
     at: Annotated[
         str | None,
@@ -48,7 +48,9 @@ def rank(
     opened = open_run(chosen_run(run), data)
     zone = opened.data.manifest.time_zone
 
-    ranking = HistoryRanker(opened.data, opened.collator, opened.ranker).rank(
+    gives_probabilities = entry_of(opened.config.model).gives_probabilities
+    ranker = HistoryRanker(opened.data, opened.collator, opened.ranker, gives_probabilities=gives_probabilities)
+    ranking = ranker.rank(
         user,
         time_ms=None if at is None else moment_ms(at, zone),
         candidates=None if not candidates else read_candidates(candidates),
@@ -58,24 +60,24 @@ def rank(
     if as_json:
         print_json({"run": str(opened.folder), "model": opened.config.model, **asdict(ranking)})
     else:
-        show(ranking, opened.config.name, zone, is_probability=entry_of(opened.config.model).kind != "rule")
+        show(ranking, opened.config.name, zone)
 
 
-def show(ranking: Ranking, model: str, zone: str, *, is_probability: bool) -> None:
-    """Print a ranking for people; what a rule gives is a score, not a probability."""
+def show(ranking: Ranking, model: str, zone: str) -> None:
+    """Print a ranking for people; what a rule or a search gives is a score, not a probability."""
     when = local_text(ranking.time_ms, zone)
     place = f" at place {ranking.place}" if ranking.place else ""
     print_lines(
         f"User {ranking.user_id} on {when}{place}: {ranking.history_length:,} past behaviours, "
         f"{ranking.num_candidates:,} candidates, ranked by {model}"
     )
-    kind = "probability" if is_probability else "score"
+    kind = "probability" if all(item.probability is not None for item in ranking.items) else "score"
     rows = [
         (
             str(item.rank),
             item.item_id,
             item.label,
-            f"{item.probability:.3f}" if is_probability else f"{item.logit:.2f}",
+            f"{item.logit:.2f}" if item.probability is None else f"{item.probability:.3f}",
             "; ".join(
                 f"{reason.label} {reason.count}x, last {ago((ranking.time_ms - reason.last_time_ms) / DAY_MS)}"
                 for reason in item.reasons

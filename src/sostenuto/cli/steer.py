@@ -13,7 +13,13 @@ from sostenuto.cli.output import JsonOption, print_json, print_lines, print_tabl
 
 def steer(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a model with prior heads.")],
-    knob: Annotated[str, typer.Option(help="habit, frequency, long_term or level.")] = "habit",
+    knob: Annotated[
+        str,
+        typer.Option(
+            help="habit (> 0 what the user is used to, < 0 what is new), frequency (< 0 raises rare groups), "
+            "long_term (> 0 the far future) or level (1 brings the heads to one level)."
+        ),
+    ] = "habit",
     values: Annotated[str, typer.Option(help="Values of the knob, commas between.")] = "-1,-0.5,-0.25,0,0.25,0.5,1,2",
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     requests: Annotated[int, typer.Option(min=1, help="Requests, drawn.")] = 500,

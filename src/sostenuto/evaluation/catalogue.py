@@ -1,7 +1,8 @@
 """Ranking of the whole catalogue for every request of a split, in one pass and bounded memory.
 
 A retriever's scores are inner products, so its part is one matrix product: queries of all requests times vectors of
-all items. Any other ranker is asked item by item, which is as exact and much slower.
+all items. A ranker of several heads makes one for each head by itself. Any other is asked item by item, which is as
+exact and much slower.
 
 Per request only what can stand in the first places is kept: the items that score no less than the k-th best, and the
 true ones. Every measure at k of `top_k` is a function of these alone, ties and all. True items that cannot be
@@ -21,11 +22,13 @@ from sostenuto.data.prepared import Requests
 from sostenuto.evaluation import coverage
 from sostenuto.evaluation.full_ranking import all_items_requests, labelled_truth, ranked_items, ranking_truth
 from sostenuto.evaluation.measures import OwnedTerms
+from sostenuto.evaluation.predictions import SCORED_EVENTS
 from sostenuto.evaluation.score_counts import ScoreCounts, count_scores, merge_counts
 from sostenuto.evaluation.significance import DRAWS, bootstrap_ratios, percentile_interval, user_sums
 from sostenuto.evaluation.terms import Array, GroupTerms
 from sostenuto.evaluation.top_k import TOP_K
 from sostenuto.evaluation.top_rows import top_rows
+from sostenuto.features.batch_parts import batch_parts
 from sostenuto.features.collation import Collator
 from sostenuto.features.loading import RequestLoader
 from sostenuto.schema.errors import DataError, SpecError
@@ -34,13 +37,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sostenuto.schema.histories import Candidates
-    from sostenuto.schema.ranker import Ranker, Retriever
+    from sostenuto.schema.histories import Candidates, RequestBatch
+    from sostenuto.schema.ranker import CatalogueRanker, Ranker, Retriever
 
 KS = (10, 50)
 KINDS = ("recall", "ndcg", "hr")
 REQUESTS_AT_ONCE = 256
 HEADS_AT_ONCE = 32  # requests of a ranker with many scores per item
+SCORES_AT_ONCE = 1 << 24  # of requests and items; a larger catalogue is ranked for fewer requests at a time
 ITEMS_AT_ONCE = 65_536
 NOT_FOUND = float("-inf")
 
@@ -48,6 +52,11 @@ NOT_FOUND = float("-inf")
 def is_retriever(ranker: Any) -> bool:
     """Say whether a ranker can search: its logits are inner products of a query and an item's vector."""
     return hasattr(ranker, "query") and hasattr(ranker, "item_vectors")
+
+
+def searches(ranker: Any) -> bool:
+    """Say whether ranking the whole catalogue is cheap for a ranker: a retriever, or one of several heads."""
+    return is_retriever(ranker) or hasattr(ranker, "catalogue_scores")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +113,26 @@ def _without_candidates(requests: Requests, rows: Array, collator: Collator) -> 
     )
 
 
+def at_once(most: int, num_items: int) -> int:
+    """Return how many requests are ranked at a time: `most`, and fewer where the catalogue is large.
+
+    >>> at_once(256, 12_000), at_once(256, 1_000_000)
+    (256, 16)
+    """
+    return max(1, min(most, SCORES_AT_ONCE // max(num_items, 1)))
+
+
+def _asked(
+    collator: Collator, split: str, rows: Array, batch_requests: int, device: torch.device | str
+) -> Iterator[RequestBatch]:
+    """Yield consecutive requests without candidates, cut where their histories are long; memory stays bounded."""
+    made = _without_candidates(collator.data.requests(split), rows, collator)
+    loader = RequestLoader(collator, made, np.arange(len(rows)), batch_requests=batch_requests, seed=None)
+    for batch in loader:
+        for part in batch_parts(batch, SCORED_EVENTS):
+            yield part.batch.to(device)
+
+
 def catalogue_vectors(
     ranker: Retriever, collator: Collator, items: Array, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -122,21 +151,16 @@ def _retriever_scores(
 ) -> Iterator[Tensor]:
     """Yield (b, I) scores of consecutive requests."""
     vectors = catalogue_vectors(ranker, collator, items, device)
-    asked = _without_candidates(collator.data.requests(split), rows, collator)
-    loader = RequestLoader(collator, asked, np.arange(len(rows)), batch_requests=REQUESTS_AT_ONCE, seed=None)
-    for batch in loader:
-        there = batch.to(device)
+    for there in _asked(collator, split, rows, at_once(REQUESTS_AT_ONCE, len(items)), device):
         yield ranker.query(ranker.encode(there.histories), there.context) @ vectors.T
 
 
 def _catalogue_scores(
-    ranker: Any, collator: Collator, split: str, rows: Array, items: Array, device: torch.device | str
+    ranker: CatalogueRanker, collator: Collator, split: str, rows: Array, items: Array, device: torch.device | str
 ) -> Iterator[Tensor]:
     """Yield (b, I) scores of consecutive requests, of a ranker that gives those of a whole catalogue by itself."""
     catalogue = collator.items(items).to(device)
-    asked = _without_candidates(collator.data.requests(split), rows, collator)
-    for batch in RequestLoader(collator, asked, np.arange(len(rows)), batch_requests=HEADS_AT_ONCE, seed=None):
-        there = batch.to(device)
+    for there in _asked(collator, split, rows, at_once(HEADS_AT_ONCE, len(items)), device):
         yield ranker.catalogue_scores(ranker.encode(there.histories), catalogue, there.context)
 
 
@@ -229,9 +253,9 @@ def rank_catalogue(
     was_training = bool(module is not None and module.training)
     if was_training:
         module.eval()
-    scores_of: Any = _retriever_scores if is_retriever(ranker) else _ranker_scores
-    if hasattr(ranker, "catalogue_scores"):
-        scores_of = _catalogue_scores
+    scores_of: Any = _ranker_scores
+    if searches(ranker):
+        scores_of = _retriever_scores if is_retriever(ranker) else _catalogue_scores
     kept: list[tuple[Array, ...]] = []
     tops: list[tuple[Array, Array]] = []
     reciprocal: list[Array] = []
@@ -396,4 +420,13 @@ def catalogue_ranking(
     }
 
 
-__all__ = ["KS", "Standing", "catalogue_ranking", "catalogue_vectors", "is_retriever", "rank_catalogue"]
+__all__ = [
+    "KS",
+    "Standing",
+    "at_once",
+    "catalogue_ranking",
+    "catalogue_vectors",
+    "is_retriever",
+    "rank_catalogue",
+    "searches",
+]

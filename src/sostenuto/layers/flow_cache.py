@@ -11,7 +11,7 @@ from sostenuto.layers.hstu_block import KeysValues
 from sostenuto.layers.relative_bias import TokenPlaces
 from sostenuto.layers.taste import TasteState
 from sostenuto.ops.jagged import interleave_rows
-from sostenuto.ops.moments import moment_starts
+from sostenuto.ops.moments import moment_places
 from sostenuto.schema.histories import History
 
 
@@ -26,7 +26,7 @@ class Timeline:
     @classmethod
     def of(cls, offsets: Tensor, time_ms: Tensor) -> Timeline:
         """Count positions."""
-        return cls(offsets=offsets, time_ms=time_ms, position=moment_starts(offsets, time_ms))
+        return cls(offsets=offsets, time_ms=time_ms, position=moment_places(offsets, time_ms).start)
 
     def newest(self, row: Tensor, prefix: Tensor) -> Tensor:
         """Return (R,) the time of the last of the first `prefix` behaviours of each row; 0 where there is none."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sostenuto.ops.jagged import interleave_rows, lengths_to_offsets, newest_moments, position_in_row
-from sostenuto.ops.moment_places import moment_places
+from sostenuto.ops.moments import moment_places
+from sostenuto.schema.histories import History
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +20,11 @@ class Window:
     offsets: Tensor  # (B + 1,) int64
     vectors: Tensor  # (N, D)
     time_ms: Tensor  # (N,) int64
+
+    @classmethod
+    def of(cls, histories: History, vectors: Tensor) -> Window:
+        """Hold the (N, D) vectors of behaviours."""
+        return cls(offsets=histories.offsets, vectors=vectors, time_ms=histories.time_ms)
 
     def newest(self, count: int) -> Window:
         """Return the newest `count` behaviours of each user, with the rest of the moment that the cut would split."""
@@ -42,12 +48,26 @@ class Window:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowState:
+    """The newest behaviours of B users and what they ask for."""
+
+    window: Window
+    query: Tensor  # (B, D)
+
+
 class Along(NamedTuple):
     """Rows that hold what R requests along timelines read."""
 
     window: Window
     row: Tensor  # (R,) int64 row of each request
     prefix: Tensor  # (R,) int64 behaviours of that row that it reads
+
+    @classmethod
+    def at_the_end(cls, window: Window) -> Along:
+        """Hold one request per row, which reads all of it."""
+        rows = torch.arange(window.offsets.shape[0] - 1, device=window.offsets.device)
+        return cls(window, rows, window.offsets.diff())
 
 
 def windows_along(timelines: Window, row: Tensor, prefix: Tensor, count: int) -> Along:
@@ -80,4 +100,4 @@ def windows_along(timelines: Window, row: Tensor, prefix: Tensor, count: int) ->
     return Along(timelines.take(positions, offsets), new_row, new_prefix)
 
 
-__all__ = ["Along", "Window", "windows_along"]
+__all__ = ["Along", "Window", "WindowState", "windows_along"]

@@ -18,9 +18,9 @@ from sostenuto.layers.checks import check_config
 from sostenuto.layers.hstu_block import HSTUBlock, HSTUBlockConfig, Variant
 from sostenuto.layers.item_vectors import ItemVectors
 from sostenuto.layers.relative_bias import TokenPlaces
-from sostenuto.layers.window import Window, windows_along
+from sostenuto.layers.window import Along, Window, WindowState, windows_along
 from sostenuto.ops.causal_attention import OwnKey, plan_attention
-from sostenuto.ops.moment_places import moment_places
+from sostenuto.ops.moments import moment_places
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, SequenceBatch
@@ -67,14 +67,6 @@ class HSTUConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HSTUState:
-    """The newest behaviours of B users and what they ask for."""
-
-    window: Window
-    query: Tensor  # (B, D)
-
-
 class HSTU(nn.Module):
     """Pointwise attention whose last output is looked up among all items."""
 
@@ -95,15 +87,15 @@ class HSTU(nn.Module):
         self.blocks = nn.ModuleList(HSTUBlock(config.block()) for _ in range(config.blocks))
         self.drop = nn.Dropout(config.input_dropout)
 
-    def encode(self, histories: History) -> HSTUState:
+    def encode(self, histories: History) -> WindowState:
         """Read the newest behaviours; what they ask for depends on no request."""
         return self._read(self._window(histories).newest(self.config.max_length))
 
-    def append(self, state: HSTUState, events: History) -> HSTUState:
+    def append(self, state: WindowState, events: History) -> WindowState:
         """Fold later events in: the window moves on and is read anew, since absolute positions count from its start."""
         return self._read(state.window.joined(self._window(events)).newest(self.config.max_length))
 
-    def query(self, state: HSTUState, context: Context) -> Tensor:
+    def query(self, state: WindowState, context: Context) -> Tensor:
         """Return (B, D) what each user asks for, of length 1 / temperature; the request adds nothing."""
         return state.query
 
@@ -116,7 +108,7 @@ class HSTU(nn.Module):
         timelines = self._window(batch.histories)
         return self._queries(*windows_along(timelines, batch.row, batch.prefix, self.config.max_length))
 
-    def score(self, state: HSTUState, candidates: Candidates, context: Context) -> RankerOutput:
+    def score(self, state: WindowState, candidates: Candidates, context: Context) -> RankerOutput:
         """Compare candidates with what is asked for."""
         queries = self.query(state, context).index_select(0, candidates.row)
         return RankerOutput(logits=(queries * self.item_vectors(candidates)).sum(1))
@@ -126,12 +118,10 @@ class HSTU(nn.Module):
         return self.score(self.encode(histories), candidates, context)
 
     def _window(self, histories: History) -> Window:
-        vectors = self.items(histories.item, histories.category, histories.fields)
-        return Window(offsets=histories.offsets, vectors=vectors, time_ms=histories.time_ms)
+        return Window.of(histories, self.items(histories.item, histories.category, histories.fields))
 
-    def _read(self, window: Window) -> HSTUState:
-        rows = torch.arange(window.offsets.shape[0] - 1, device=window.offsets.device)
-        return HSTUState(window=window, query=self._queries(window, rows, window.offsets.diff()))
+    def _read(self, window: Window) -> WindowState:
+        return WindowState(window=window, query=self._queries(*Along.at_the_end(window)))
 
     def _queries(self, window: Window, row: Tensor, prefix: Tensor) -> Tensor:
         """Return (R, D): the mean output over the last moment of each request's prefix of a row, made 1 / t long."""
@@ -151,4 +141,4 @@ class HSTU(nn.Module):
         return F.normalize(asked, dim=1, eps=1e-6) / self.config.temperature
 
 
-__all__ = ["HSTU", "HSTUConfig", "HSTUState"]
+__all__ = ["HSTU", "HSTUConfig"]

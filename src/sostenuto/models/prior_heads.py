@@ -24,7 +24,7 @@ from sostenuto.ops.jagged import segment_sum
 from sostenuto.schema.errors import DataError, SpecError
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Context, FutureWindow, History, RankerOutput, SequenceBatch
-from sostenuto.schema.priors import ITEM_SOURCES, PriorConfig, Priors, num_groups
+from sostenuto.schema.priors import ITEM_SOURCES, FutureTargets, PriorConfig, Priors, num_groups
 
 REFUSED = -1e9  # logit of a candidate that no open head may propose; finite, because scores must be
 FIRST_SCALE, LAST_SCALE = math.log(20.0), math.log(100.0)  # log of 1 / temperature: at the start, and at most
@@ -86,6 +86,11 @@ class PriorHeadsConfig:
             raise SpecError(f"PriorHeadsConfig.decay must be in (0, 1], got {self.decay}; 0.99 is the published one")
         if self.switch < 0:
             raise SpecError(f"PriorHeadsConfig.switch must be 0 or more, got {self.switch}; 0 leaves it out")
+
+    @property
+    def targets(self) -> FutureTargets:
+        """What its batches carry."""
+        return FutureTargets(moments=self.window, per_moment=self.window_moment, prior=self.prior)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

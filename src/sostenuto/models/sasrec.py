@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from sostenuto.layers.checks import check_config
 from sostenuto.layers.item_vectors import ItemVectors
-from sostenuto.layers.window import Window, windows_along
+from sostenuto.layers.window import Along, Window, WindowState, windows_along
 from sostenuto.ops.bucketed_attention import LengthBuckets, bucketed_attention, length_buckets
-from sostenuto.ops.moment_places import moment_places
+from sostenuto.ops.moments import moment_places
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, SequenceBatch
@@ -45,14 +45,6 @@ class SASRecConfig:
             raise SpecError(
                 f"SASRecConfig.heads must divide width, got {self.heads} and {self.width}; take another number"
             )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SASRecState:
-    """The newest behaviours of B users and what they ask for."""
-
-    window: Window
-    query: Tensor  # (B, D)
 
 
 class CausalBlock(nn.Module):
@@ -111,15 +103,15 @@ class SASRec(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.drop = nn.Dropout(config.dropout)
 
-    def encode(self, histories: History) -> SASRecState:
+    def encode(self, histories: History) -> WindowState:
         """Read the newest behaviours; what they ask for depends on no request."""
         return self._read(self._window(histories).newest(self.config.max_length))
 
-    def append(self, state: SASRecState, events: History) -> SASRecState:
+    def append(self, state: WindowState, events: History) -> WindowState:
         """Fold later events in: the window moves on and is read anew, since positions count from its start."""
         return self._read(state.window.joined(self._window(events)).newest(self.config.max_length))
 
-    def query(self, state: SASRecState, context: Context) -> Tensor:
+    def query(self, state: WindowState, context: Context) -> Tensor:
         """Return (B, D) what each user asks for; the request adds nothing."""
         return state.query
 
@@ -134,7 +126,7 @@ class SASRec(nn.Module):
             *windows_along(self._window(batch.histories), batch.row, batch.prefix, self.config.max_length)
         )
 
-    def score(self, state: SASRecState, candidates: Candidates, context: Context) -> RankerOutput:
+    def score(self, state: WindowState, candidates: Candidates, context: Context) -> RankerOutput:
         """Compare candidates with what is asked for."""
         queries = self.query(state, context).index_select(0, candidates.row)
         return RankerOutput(logits=(queries * self.item_vectors(candidates)).sum(1))
@@ -144,12 +136,10 @@ class SASRec(nn.Module):
         return self.score(self.encode(histories), candidates, context)
 
     def _window(self, histories: History) -> Window:
-        vectors = self.items(histories.item, histories.category, histories.fields)
-        return Window(offsets=histories.offsets, vectors=vectors, time_ms=histories.time_ms)
+        return Window.of(histories, self.items(histories.item, histories.category, histories.fields))
 
-    def _read(self, window: Window) -> SASRecState:
-        rows = torch.arange(window.offsets.shape[0] - 1, device=window.offsets.device)
-        return SASRecState(window=window, query=self._queries(window, rows, window.offsets.diff()))
+    def _read(self, window: Window) -> WindowState:
+        return WindowState(window=window, query=self._queries(*Along.at_the_end(window)))
 
     def _queries(self, window: Window, row: Tensor, prefix: Tensor) -> Tensor:
         """Return (R, D): the mean output over the last moment of each request's prefix of a row."""
@@ -163,4 +153,4 @@ class SASRec(nn.Module):
         return outputs.index_select(0, moments.asked(window.offsets[row], prefix))
 
 
-__all__ = ["SASRec", "SASRecConfig", "SASRecState"]
+__all__ = ["SASRec", "SASRecConfig"]

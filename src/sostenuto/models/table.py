@@ -36,6 +36,11 @@ class ModelEntry:
     where: str  # module:class
     config: str  # module:class of its configuration
 
+    @property
+    def gives_probabilities(self) -> bool:
+        """Its logits are learnt as those of labels; the scores of rules and of searches only order items."""
+        return self.objective in {"bce", "ranking_along"}
+
 
 MODELS: dict[str, ModelEntry] = {}
 

@@ -1,29 +1,65 @@
-"""Moments: behaviours of one row and one time. They have no order among themselves."""
+"""Moments: behaviours of one row and one time. They have no order among themselves, so places count moments."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def moment_starts(offsets: Tensor, time_ms: Tensor) -> Tensor:
-    """Return (N,) int64: how many behaviours of its row lie at strictly earlier times.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MomentPlaces:
+    """Of N behaviours in jagged rows, which hold M moments in all."""
+
+    moment: Tensor  # (N,) int64 which moment of the batch
+    size: Tensor  # (M,) int64 behaviours of each
+    index: Tensor  # (N,) int64 which moment of its row, from 0
+    end: Tensor  # (N,) int64 behaviours of the row up to and with its moment
+
+    @property
+    def start(self) -> Tensor:
+        """(N,) int64 behaviours of the row before its moment."""
+        return self.end - self.size[self.moment]
+
+    def asked(self, first: Tensor, prefix: Tensor) -> Tensor:
+        """Return (R,) int64: 1 + the moment that closes the first `prefix` behaviours of rows; 0 where there is none.
+
+        Args:
+            first:  (R,) flat position where each row begins.
+            prefix: (R,) whole moments.
+        """
+        if not self.moment.numel():
+            return torch.zeros_like(prefix)
+        return torch.where(prefix > 0, self.moment[(first + prefix - 1).clamp(min=0)] + 1, 0)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return (M, D), the mean of (N, D) values over each moment."""
+        if self.size.shape[0] == values.shape[0]:
+            return values
+        total = values.new_zeros(self.size.shape[0], values.shape[1]).index_add(0, self.moment, values)
+        return total / self.size[:, None]
+
+
+def moment_places(offsets: Tensor, time_ms: Tensor) -> MomentPlaces:
+    """Count the moments of every row.
 
     Args:
         offsets: (B + 1,).
         time_ms: (N,) never decreasing inside a row.
     """
-    count = time_ms.shape[0]
-    at = torch.arange(count, device=time_ms.device)
-    if not count:
-        return at
-    opens = torch.ones(count, dtype=torch.bool, device=time_ms.device)
+    total = time_ms.shape[0]
+    real = offsets[1:] > offsets[:-1]
+    starts = offsets[:-1][real]
+    opens = torch.ones(total, dtype=torch.bool, device=time_ms.device)
     opens[1:] = time_ms[1:] != time_ms[:-1]
-    starts = offsets[:-1][offsets[1:] > offsets[:-1]]
     opens[starts] = True
-    row_start = torch.zeros_like(at)
-    row_start[starts] = starts
-    return torch.where(opens, at, 0).cummax(0).values - row_start.cummax(0).values
+    moment = opens.cumsum(0) - 1
+    size = torch.bincount(moment)
+    row_start = torch.repeat_interleave(starts, (offsets[1:] - offsets[:-1])[real], output_size=total)
+    return MomentPlaces(
+        moment=moment, size=size, index=moment - moment[row_start], end=size.cumsum(0)[moment] - row_start
+    )
 
 
-__all__ = ["moment_starts"]
+__all__ = ["MomentPlaces", "moment_places"]

@@ -48,6 +48,20 @@ class PriorConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FutureTargets:
+    """What batches of a ranker with objective `loss_along` carry; `targets` of its configuration says so."""
+
+    moments: int  # P distinct moments that are foretold
+    per_moment: int  # behaviours of one moment that are targets, at most
+    prior: PriorConfig  # its tables are handed to the ranker before training
+
+    @property
+    def draws_by_group(self) -> bool:
+        """The prior says of items which groups they are in, so rare groups are given negatives of their own."""
+        return self.prior.source in ITEM_SOURCES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Priors:
     """The tables of a prior with C groups. Made of the training period alone."""
 
@@ -107,4 +121,13 @@ def num_groups(config: PriorConfig, features: FeatureSpec) -> int:
     return config.groups
 
 
-__all__ = ["ITEM_SOURCES", "PriorConfig", "Priors", "Source", "category_level", "num_groups", "tag_field"]
+__all__ = [
+    "ITEM_SOURCES",
+    "FutureTargets",
+    "PriorConfig",
+    "Priors",
+    "Source",
+    "category_level",
+    "num_groups",
+    "tag_field",
+]

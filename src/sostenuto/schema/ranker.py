@@ -23,6 +23,8 @@ from sostenuto.schema.histories import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sostenuto.schema.priors import Priors
+
 
 class Ranker(Protocol):
     """`encode` knows no candidate and no request time; `score` does the rest. `forward` is their composition.
@@ -84,8 +86,26 @@ class Retriever(Ranker, Protocol):
         ...
 
 
+class CatalogueRanker(Ranker, Protocol):
+    """A ranker that searches by more than one inner product, and so scores a whole catalogue by itself."""
+
+    def catalogue_scores(self, state: Any, catalogue: Candidates, context: Context) -> Tensor:
+        """Return (B, I): the logits that `score` gives every item of a catalogue, which is one row of I items."""
+        ...
+
+
 class LossAlongRanker(Ranker, Protocol):
-    """A ranker whose targets are not single positions, such as a window of future items (objective `loss_along`)."""
+    """A ranker whose targets are not single positions, such as a window of future items (objective `loss_along`).
+
+    Its configuration has `targets`, a `schema.priors.FutureTargets`.
+    """
+
+    def take_priors(self, priors: Priors, anchors: Candidates) -> None:
+        """Take over what is known of items, actions and users; `anchors` are the items of `priors.anchors`, flat.
+
+        It comes once, before training, and is part of the saved state.
+        """
+        ...
 
     def loss_along(self, batch: SequenceBatch) -> RankerOutput:
         """Return auxiliary losses, which are the whole loss; logits are empty."""
@@ -126,6 +146,7 @@ class FittedRanker(Ranker, Protocol):
 
 __all__ = [
     "AlongRanker",
+    "CatalogueRanker",
     "ContentRanker",
     "FittedRanker",
     "ItemKeeper",

@@ -69,7 +69,8 @@ class Ranked:
     item_id: str
     label: str
     logit: float
-    probability: float  # of the training protocol's label; calibrated only as far as the run's report says
+    # of the training protocol's label; calibrated only as far as the run's report says. None: scores only order items
+    probability: float | None
     reasons: tuple[Reason, ...] = ()
     joint_drop: float = 0.0  # logit minus logit without all behaviours named in `reasons`
 
@@ -90,10 +91,19 @@ class HistoryRanker:
     """A ranker opened on prepared data: ranks for any user of it, at any time, from what came before.
 
     What a ranker can compute of items alone is computed here, once for the whole catalogue.
+
+    Args:
+        data:                prepared.
+        collator:            of the data and the view that the ranker was trained with.
+        ranker:              put into evaluation mode.
+        gives_probabilities: see `models.table.ModelEntry`; False leaves `Ranked.probability` out.
     """
 
-    def __init__(self, data: PreparedData, collator: Collator, ranker: Ranker) -> None:
+    def __init__(
+        self, data: PreparedData, collator: Collator, ranker: Ranker, *, gives_probabilities: bool = True
+    ) -> None:
         self.data = data
+        self.gives_probabilities = gives_probabilities
         self.collator = collator
         self.ranker = ranker
         self.label = ItemLabels(data)
@@ -170,7 +180,7 @@ class HistoryRanker:
                 item_id=self._item_ids[items[b]],
                 label=self.label(int(items[b])),
                 logit=float(logits[b]),
-                probability=float(0.5 + 0.5 * np.tanh(0.5 * logits[b])),  # the sigmoid, without overflow
+                probability=float(0.5 + 0.5 * np.tanh(0.5 * logits[b])) if self.gives_probabilities else None,
                 reasons=reasons[n][0],
                 joint_drop=reasons[n][1],
             )

@@ -188,7 +188,7 @@ class Objective:
     output: Callable[[Any, Any], RankerOutput]  # (ranker, batch)
     main: Callable[[RankerOutput, Any, Tensor], Tensor]  # (output, batch, (N,) shares)
     needs_negatives: bool = False  # batches carry targets and shared negatives
-    needs_window: bool = False  # ... and what users did in the next moments; the model's config says how many
+    needs_window: bool = False  # ... and what users did in the next moments; `targets` of the config says how many
     is_listwise: bool = True  # logits are scores of candidates, so that the listwise term can be added
 
 

@@ -35,7 +35,7 @@ from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import DataError, RunError, SpecError
 from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec
 from sostenuto.schema.histories import RequestBatch
-from sostenuto.schema.priors import ITEM_SOURCES, Priors
+from sostenuto.schema.priors import FutureTargets, Priors
 from sostenuto.training.checkpoint import load_state, save_state
 from sostenuto.training.config import RunConfig, plain
 from sostenuto.training.loop import Hooks, Progress, restore, train
@@ -184,7 +184,7 @@ def _open(data: Path | PreparedData, out: Path, config: RunConfig, device: torch
     rows = sample_rows(train, budget.train, budget.seed)
     priors = None
     if entry.kind == "neural" and objective_named(entry.objective).needs_window:
-        priors = priors_of(opened, config.model_config.prior)
+        priors = priors_of(opened, config.model_config.targets.prior)
     return _Run(
         data=opened,
         out=out,
@@ -230,17 +230,19 @@ def content_of(
 def _sequences(
     collator: Collator, requests: Requests, rows: Array, config: RunConfig, objective: Objective, priors: Priors | None
 ) -> SequenceLoader:
-    training, model = config.training, config.model_config
+    training = config.training
     negatives = windows = None
-    if objective.needs_window:
-        windows = FutureWindows(collator.data, moments=model.window, per_moment=model.window_moment)
+    targets: FutureTargets | None = config.model_config.targets if objective.needs_window else None
+    if targets is not None:
+        windows = FutureWindows(collator.data, moments=targets.moments, per_moment=targets.per_moment)
     if objective.needs_negatives:
+        by_group = targets is not None and targets.draws_by_group
         negatives = NegativeSampler(
             training_counts(collator.data),
             count=training.negatives,
             power=training.negative_power,
             log_q=training.log_q,
-            groups=priors.items.numpy() if priors is not None and model.prior.source in ITEM_SOURCES else None,
+            groups=priors.items.numpy() if priors is not None and by_group else None,
         )
         if not training.first_moments:
             rows = rows[np.asarray(requests.prefix)[rows] > 0]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sostenuto.ops.jagged import lengths_to_offsets
-from sostenuto.ops.moment_places import moment_places
+from sostenuto.ops.moments import moment_places
 
 ROWS = st.lists(st.lists(st.integers(0, 4), max_size=7).map(sorted), max_size=5)
 
@@ -39,6 +39,13 @@ def test_a_mean_over_a_moment_forgets_the_order_inside_it(rows):
     mean = found.mean(values)
     for number in range(len(found.size)):
         torch.testing.assert_close(mean[number], values[found.moment == number].mean(0))
+
+
+def test_starts_of_moments_count_what_is_strictly_earlier():
+    offsets = torch.tensor([0, 4, 4, 7])
+    time_ms = torch.tensor([5, 5, 8, 9, 9, 9, 10])
+    assert moment_places(offsets, time_ms).start.tolist() == [0, 0, 2, 3, 0, 0, 2]
+    assert moment_places(torch.tensor([0, 0]), time_ms[:0]).start.tolist() == []
 
 
 def test_what_a_prefix_asks_with_is_its_last_moment():
