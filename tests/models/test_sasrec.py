@@ -64,6 +64,8 @@ VARIANTS = {
     "one block": {"blocks": 1, "heads": 1},
     "window of 3": {"max_length": 3},
     "window of 1": {"max_length": 1},
+    "positions from the newest": {"positions": "last"},
+    "positions from the newest, window of 3": {"positions": "last", "max_length": 3},
 }
 
 

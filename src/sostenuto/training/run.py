@@ -240,6 +240,7 @@ def _sequences(
             count=training.negatives,
             power=training.negative_power,
             log_q=training.log_q,
+            draws=training.negative_draws,
             groups=priors.items.numpy() if priors is not None and model.prior.source in ITEM_SOURCES else None,
         )
         if not training.first_moments:
