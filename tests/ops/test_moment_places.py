@@ -41,6 +41,15 @@ def test_a_mean_over_a_moment_forgets_the_order_inside_it(rows):
         torch.testing.assert_close(mean[number], values[found.moment == number].mean(0))
 
 
+@given(rows=ROWS)
+def test_moments_from_the_end_are_those_of_the_row_turned_round(rows):
+    offsets = lengths_to_offsets(torch.tensor([len(row) for row in rows], dtype=torch.int64))
+    flat = torch.tensor(list(itertools.chain(*rows)), dtype=torch.int64)
+    found = moment_places(offsets, flat).from_end(offsets).tolist()
+    expected = [len({t for t in row if t > time}) for row in rows for time in row]
+    assert found == expected
+
+
 def test_what_a_prefix_asks_with_is_its_last_moment():
     offsets = torch.tensor([0, 3, 3, 5])
     found = moment_places(offsets, torch.tensor([1, 1, 2, 7, 7]))

@@ -32,8 +32,8 @@ class NegativeSampler:
         count:  items per draw.
         draws:  of a batch.
         power:  0 draws all items alike, 1 by frequency.
-        log_q:  also hand over the logarithm of `count` times the chance of each (the log-Q correction of sampled softmax;
-                Bengio and Senecal, 2008; Yi et al., RecSys 2019).
+        log_q:  also hand over the logarithm of `count` times the chance of each (the log-Q correction of sampled
+                softmax; Bengio and Senecal, 2008; Yi et al., RecSys 2019).
         groups: (num_items, C) bool; when given, half of the negatives are drawn from all items and the rest from the
                 items of one group after another, so that rare groups have enough of their own. Not with `log_q`.
     """
@@ -44,7 +44,10 @@ class NegativeSampler:
         if count < 1:
             raise SpecError(f"training.negatives must be at least 1, got {count}; 256 is usual")
         if draws < 1 or (groups is not None and draws > 1):
-            raise SpecError(f"training.negative_draws must be 1 where items have groups, else more, got {draws}")
+            raise SpecError(
+                f"training.negative_draws must be 1 where items have groups and at least 1 elsewhere, got {draws}; "
+                "leave it at 1"
+            )
         weight = np.asarray(counts, np.float64).copy()
         weight[:FIRST_KNOWN] = 0.0
         known = weight > 0
