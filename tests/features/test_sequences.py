@@ -17,8 +17,10 @@ from sostenuto.features.loading import sample_rows
 from sostenuto.features.negatives import NegativeSampler
 from sostenuto.features.sequences import SequenceLoader
 from sostenuto.features.view import HistoryView
+from sostenuto.models.table import build, default_config
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.histories import Candidates, SequenceBatch
+from sostenuto.training.losses import objective_named
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,29 @@ def test_next_item_batches_hold_targets_and_shared_negatives(toy: PreparedData) 
     assert not torch.equal(other.negatives.item, batch.negatives.item)
 
 
+def test_several_draws_are_held_against_requests_in_turn(toy: PreparedData) -> None:
+    torch.manual_seed(0)
+    sampler = NegativeSampler(np.ones(toy.features.num_items), count=6, power=0, log_q=True, draws=3)
+    batch = loader_of(toy, negatives=sampler, prefetch=0).batch_of(np.arange(30))
+    ranker = build("sasrec", default_config("sasrec"), toy.features).eval()
+    assert batch.negatives is not None
+    assert batch.log_q is not None
+    assert batch.negatives.lengths.tolist() == [6, 6, 6]
+    assert len({tuple(row) for row in batch.negatives.item.view(3, 6).tolist()}) == 3
+    with torch.no_grad():
+        found = objective_named("next_item").output(ranker, batch).logits
+        queries = ranker.queries_along(batch)
+        targets, negatives = ranker.item_vectors(batch.candidates), ranker.item_vectors(batch.negatives)
+    items, rows = batch.candidates.item.tolist(), batch.candidates.row.tolist()
+    for n, row in enumerate(rows):
+        mine = [item for item, other in zip(items, rows, strict=True) if other == row]
+        drawn = [m for m in range(6 * (row % 3), 6 * (row % 3) + 6) if int(batch.negatives.item[m]) not in mine]
+        against = queries[row] @ negatives[drawn].T - batch.log_q[drawn]
+        target = queries[row] @ targets[n]
+        expected = target - torch.logsumexp(torch.cat([target[None], against]), 0)
+        torch.testing.assert_close(found[n], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_moving_a_batch_moves_all_of_it(toy: PreparedData) -> None:
     sampler = NegativeSampler(np.ones(toy.features.num_items), count=4, power=0, log_q=False)
     batch = loader_of(toy, negatives=sampler).batch_of(np.arange(5)).to("meta")
@@ -125,5 +150,7 @@ def test_moving_a_batch_moves_all_of_it(toy: PreparedData) -> None:
 def test_nonsense_is_refused(toy: PreparedData) -> None:
     with pytest.raises(SpecError, match="requests_per_pass must be at least 1"):
         loader_of(toy, requests_per_pass=0)
+    with pytest.raises(SpecError, match="negative_draws must be 1 where items have groups"):
+        NegativeSampler(np.ones(5), count=1, power=0, log_q=False, draws=0)
     with pytest.raises(SpecError, match="negatives must be at least 1"):
         NegativeSampler(np.ones(5), count=0, power=0, log_q=False)

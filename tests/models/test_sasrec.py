@@ -64,6 +64,8 @@ VARIANTS = {
     "one block": {"blocks": 1, "heads": 1},
     "window of 3": {"max_length": 3},
     "window of 1": {"max_length": 1},
+    "positions from the newest": {"positions": "last"},
+    "positions from the newest, window of 3": {"positions": "last", "max_length": 3},
 }
 
 
@@ -102,6 +104,26 @@ def test_nothing_later_reaches_a_query():
         after = ranker.queries_along(replace(along, histories=changed))
     assert torch.equal(before[:2], after[:2])
     assert not torch.allclose(before[2:], after[2:])
+
+
+def test_positions_from_the_newest_moment_shift_while_learning_alone():
+    ranker, along = sasrec(positions="last", dropout=0.0), make_sequences(SPEC, [8], 4)
+    alone = query(ranker, one_by_one(along).histories)
+    with torch.no_grad():
+        learning = ranker.train().queries_along(along)
+    torch.testing.assert_close(learning[-1], alone[-1], rtol=1e-5, atol=1e-5)  # the longest prefix ends the row
+    assert not torch.allclose(learning[1], alone[1])
+    assert not torch.allclose(alone[-1], query(sasrec(positions="first"), one_by_one(along).histories)[-1])
+
+
+def test_items_lose_numbers_while_learning_alone():
+    ranker = sasrec(item_dropout=0.5, dropout=0.0)
+    candidates = make_batch(SPEC, [(3, 4)], 0).candidates
+    with torch.no_grad():
+        whole, lost = ranker.item_vectors(candidates), ranker.train().item_vectors(candidates)
+    gone = lost == 0
+    assert 0 < int(gone.sum()) < gone.numel()
+    torch.testing.assert_close(lost[~gone], 2 * whole[~gone])
 
 
 def test_the_order_of_moments_matters():

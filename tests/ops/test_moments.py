@@ -48,6 +48,15 @@ def test_starts_of_moments_count_what_is_strictly_earlier():
     assert moment_places(torch.tensor([0, 0]), time_ms[:0]).start.tolist() == []
 
 
+@given(rows=ROWS)
+def test_moments_from_the_end_are_those_of_the_row_turned_round(rows):
+    offsets = lengths_to_offsets(torch.tensor([len(row) for row in rows], dtype=torch.int64))
+    flat = torch.tensor(list(itertools.chain(*rows)), dtype=torch.int64)
+    found = moment_places(offsets, flat).from_end(offsets).tolist()
+    expected = [len({t for t in row if t > time}) for row in rows for time in row]
+    assert found == expected
+
+
 def test_what_a_prefix_asks_with_is_its_last_moment():
     offsets = torch.tensor([0, 3, 3, 5])
     found = moment_places(offsets, torch.tensor([1, 1, 2, 7, 7]))

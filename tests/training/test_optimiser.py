@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sostenuto.layers.embedding import ItemEmbedding, Table
 from sostenuto.ops.backend import available, using
+from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.training.config import TrainingConfig
 from sostenuto.training.optimiser import (
@@ -75,6 +76,51 @@ def test_dense_weights_follow_adamw_and_biases_do_not_decay() -> None:
         table = ranker.items.weight.detach().clone()
     torch.testing.assert_close(ranker.head.weight, twin.head.weight)
     torch.testing.assert_close(ranker.head.bias, twin.head.bias)
+
+
+def test_a_table_on_the_clock_of_steps_follows_plain_adamw_in_every_row() -> None:
+    ranker, twin = Small(), Small()
+    optimiser = RankerOptimiser(
+        ranker,
+        TrainingConfig(
+            table_clock="step", table_learning_rate=1e-2, learning_rate=0.0, table_decay=0.1, max_grad_norm=math.inf
+        ),
+    )
+    plain = torch.optim.AdamW([twin.items.weight], lr=1e-2, weight_decay=0.1)
+    for seed in range(5):
+        loss_of(ranker, seed).backward()
+        resting = ranker.items.weight.detach().clone()
+        report = optimiser.step(1.0)
+        loss_of(twin, seed).backward()
+        twin.items.weight.grad = twin.items.weight.grad.to_dense()  # type: ignore[union-attr]
+        plain.step()
+        plain.zero_grad()
+        assert 0 < report.touched_rows <= 10
+    torch.testing.assert_close(ranker.items.weight, twin.items.weight)
+    moved = (ranker.items.weight != resting).any(1)
+    assert int(moved[1:].sum()) > report.touched_rows  # rows that rested in the last step moved, too
+    assert not bool(moved[0])
+
+
+def test_a_table_on_the_clock_of_steps_goes_on_from_its_saved_state() -> None:
+    whole, config = Small(), TrainingConfig(table_clock="step")
+    optimiser = RankerOptimiser(whole, config)
+    for seed in range(3):
+        loss_of(whole, seed).backward()
+        optimiser.step(1.0)
+    other = Small()
+    other.load_state_dict(whole.state_dict())
+    resumed = RankerOptimiser(other, config)
+    resumed.load_tensors({name: value.clone() for name, value in optimiser.tensors().items()})
+    for ranker, steps in ((whole, optimiser), (other, resumed)):
+        loss_of(ranker, 9).backward()
+        steps.step(1.0)
+    assert torch.equal(whole.items.weight, other.items.weight)
+
+
+def test_the_clock_of_steps_is_for_adam_alone() -> None:
+    with pytest.raises(SpecError, match="table_optimiser must be adam"):
+        TrainingConfig(table_clock="step", table_optimiser="adagrad")
 
 
 def test_clipping_scales_tables_and_dense_weights_by_one_factor() -> None:

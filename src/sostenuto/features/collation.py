@@ -93,6 +93,12 @@ def _targets(asked: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _draws(negatives: Negatives) -> Array:
+    """Return the (G + 1,) offsets of draws of one size."""
+    size = len(negatives.item) // negatives.draws
+    return np.arange(negatives.draws + 1, dtype=np.int64) * size
+
+
 class Collator:
     """Builds batches of one prepared data set under one view. Offline and online requests take the same way."""
 
@@ -171,7 +177,7 @@ class Collator:
             row=_tensor(timeline),
             prefix=_tensor(prefix),
             candidates=self._candidates(asked, reads),
-            negatives=None if negatives is None else self.items(negatives.item),
+            negatives=None if negatives is None else self.items(negatives.item, _draws(negatives)),
             log_q=None if negatives is None or negatives.log_q is None else _tensor(negatives.log_q),
             pool=None if negatives is None or negatives.pool is None else _tensor(negatives.pool),
             future=None if windows is None else self._future(windows),

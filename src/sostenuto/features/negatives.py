@@ -1,4 +1,4 @@
-"""Items that every request of a batch is held against when the next item is learnt: drawn anew for each batch."""
+"""Items that the requests of a batch are held against when the next item is learnt: drawn anew for each batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Negatives:
-    """M drawn items."""
+    """M drawn items; of several draws one after another, all of one size."""
 
     item: Array  # (M,) int64
     log_q: Array | None  # (M,) float32 log of how often each is expected among M draws; None = uncorrected
+    draws: int = 1
     pool: Array | None = None  # (M,) int64 group that each was drawn from, -1 = from all items; None = all so
 
 
@@ -28,17 +29,25 @@ class NegativeSampler:
 
     Args:
         counts: (num_items,) occurrences in training time; items without any are never drawn.
-        count:  M, items per batch.
+        count:  items per draw.
+        draws:  of a batch.
         power:  0 draws all items alike, 1 by frequency.
-        log_q:  also hand over the logarithm of M times the chance of each (the log-Q correction of sampled softmax;
-                Bengio and Senecal, 2008; Yi et al., RecSys 2019).
+        log_q:  also hand over the logarithm of `count` times the chance of each (the log-Q correction of sampled
+                softmax; Bengio and Senecal, 2008; Yi et al., RecSys 2019).
         groups: (num_items, C) bool; when given, half of the negatives are drawn from all items and the rest from the
                 items of one group after another, so that rare groups have enough of their own. Not with `log_q`.
     """
 
-    def __init__(self, counts: Array, *, count: int, power: float, log_q: bool, groups: Array | None = None) -> None:
+    def __init__(
+        self, counts: Array, *, count: int, power: float, log_q: bool, draws: int = 1, groups: Array | None = None
+    ) -> None:
         if count < 1:
             raise SpecError(f"training.negatives must be at least 1, got {count}; 256 is usual")
+        if draws < 1 or (groups is not None and draws > 1):
+            raise SpecError(
+                f"training.negative_draws must be 1 where items have groups and at least 1 elsewhere, got {draws}; "
+                "leave it at 1"
+            )
         weight = np.asarray(counts, np.float64).copy()
         weight[:FIRST_KNOWN] = 0.0
         known = weight > 0
@@ -48,7 +57,7 @@ class NegativeSampler:
         chance = weight / weight.sum()
         self._bounds = np.cumsum(chance)
         self._log_chance = np.log(np.maximum(chance, np.finfo(np.float64).tiny))
-        self.count, self.log_q = count, log_q
+        self.count, self.log_q, self.draws = count, log_q, draws
         self._pools: list[tuple[int, Array, Array]] = []  # group, its items, their bounds
         if groups is not None:
             if log_q:
@@ -62,9 +71,9 @@ class NegativeSampler:
         """Return the negatives of a batch."""
         if self._pools:
             return self._by_group(generator)
-        item = np.searchsorted(self._bounds, generator.random(self.count) * self._bounds[-1], side="right")
+        item = np.searchsorted(self._bounds, generator.random(self.count * self.draws) * self._bounds[-1], side="right")
         log_q = (self._log_chance[item] + np.log(self.count)).astype(np.float32) if self.log_q else None
-        return Negatives(item=item.astype(np.int64), log_q=log_q)
+        return Negatives(item=item.astype(np.int64), log_q=log_q, draws=self.draws)
 
     def _by_group(self, generator: np.random.Generator) -> Negatives:
         shared = self.count - self.count // 2

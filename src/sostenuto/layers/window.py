@@ -70,7 +70,7 @@ class Along(NamedTuple):
         return cls(window, rows, window.offsets.diff())
 
 
-def windows_along(timelines: Window, row: Tensor, prefix: Tensor, count: int) -> Along:
+def windows_along(timelines: Window, row: Tensor, prefix: Tensor, count: int, *, is_shared: bool = True) -> Along:
     """Give every request the newest `count` behaviours of its prefix, sharing rows where they begin alike.
 
     Requests that read no more than `count` share their timeline's first behaviours, read once. A later request's
@@ -82,14 +82,16 @@ def windows_along(timelines: Window, row: Tensor, prefix: Tensor, count: int) ->
         row:       (R,) int64 the timeline of each request, never decreasing.
         prefix:    (R,) int64 what it may read.
         count:     at most, with the rest of the moment that the cut would split.
+        is_shared: False gives every request a row of its own, for what reads a row from its end.
     """
-    late = prefix > count
+    late = prefix > count if is_shared else torch.ones_like(prefix, dtype=torch.bool)
     if not bool(late.any()):
         return Along(timelines, row, prefix)
     low = timelines.offsets[:-1]
     early_length = torch.zeros_like(low).scatter_reduce(0, row[~late], prefix[~late], "amax")
-    cut = low[row[late]] + prefix[late] - count
-    start = moment_places(timelines.offsets, timelines.time_ms).start[cut]
+    cut = low[row[late]] + (prefix[late] - count).clamp(min=0)
+    starts = moment_places(timelines.offsets, timelines.time_ms).start
+    start = torch.where(prefix[late] > count, starts[cut.clamp(max=len(starts) - 1)], 0) if len(starts) else cut
     lengths = torch.cat([early_length, prefix[late] - start])
     offsets = lengths_to_offsets(lengths)
     first = torch.cat([low, low[row[late]] + start])

@@ -8,6 +8,7 @@ Trained with a sampled softmax in place of the paper's one negative and binary l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,10 @@ class SASRecConfig:
     hidden: int = 64  # width inside the position-wise network; the paper's is D
     max_length: int = 50  # newest behaviours read, with the rest of the moment that the cut would split
     dropout: float = 0.2  # on inputs, attention weights and inside the position-wise network
+    item_dropout: float = 0.0  # on the vector of every item, read or searched for; RecTools has it at `dropout`
+    # first: positions count from the start of the window; last: from its newest moment, as in the published code. A
+    # training pass then counts from the end of the whole timeline, not of each prefix (docs/models/sasrec.md)
+    positions: Literal["first", "last"] = "first"
     category_dim: int = 8  # width per category level, mapped onto the item's row; 0 leaves categories out
     field_dim: int = 8  # width per categorical item field, likewise; 0 leaves all item fields out
     table_std: float = 0.02  # initial item rows and positions
@@ -41,6 +46,8 @@ class SASRecConfig:
         for name in ("width", "blocks", "heads", "hidden", "max_length"):
             if getattr(self, name) < 1:
                 raise SpecError(f"SASRecConfig.{name} must be at least 1, got {getattr(self, name)}; raise it")
+        if not 0.0 <= self.item_dropout < 1.0:
+            raise SpecError(f"SASRecConfig.item_dropout must be in [0, 1), got {self.item_dropout}; 0 switches it off")
         if self.width % self.heads:
             raise SpecError(
                 f"SASRecConfig.heads must divide width, got {self.heads} and {self.width}; take another number"
@@ -102,6 +109,7 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(CausalBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
         self.drop = nn.Dropout(config.dropout)
+        self.item_drop = nn.Dropout(config.item_dropout)
 
     def encode(self, histories: History) -> WindowState:
         """Read the newest behaviours; what they ask for depends on no request."""
@@ -117,13 +125,19 @@ class SASRec(nn.Module):
 
     def item_vectors(self, candidates: Candidates) -> Tensor:
         """Return (N, D): the vectors that behaviours are read by, too."""
-        vectors: Tensor = self.items(candidates.item, candidates.category, candidates.fields)
+        vectors: Tensor = self.item_drop(self.items(candidates.item, candidates.category, candidates.fields))
         return vectors
 
     def queries_along(self, batch: SequenceBatch) -> Tensor:
-        """Return (R, D) what is asked for at every request of the timelines; each timeline is read once."""
+        """Return (R, D) what is asked for at every request of the timelines.
+
+        Each timeline is read once, but where positions count from the newest moment: then one pass over it gives what
+        its prefixes ask for with other positions, which is good enough to learn by and is not what they ask for.
+        """
+        timelines = self._window(batch.histories)
+        is_shared = self.training or self.config.positions == "first"
         return self._queries(
-            *windows_along(self._window(batch.histories), batch.row, batch.prefix, self.config.max_length)
+            *windows_along(timelines, batch.row, batch.prefix, self.config.max_length, is_shared=is_shared)
         )
 
     def score(self, state: WindowState, candidates: Candidates, context: Context) -> RankerOutput:
@@ -136,7 +150,8 @@ class SASRec(nn.Module):
         return self.score(self.encode(histories), candidates, context)
 
     def _window(self, histories: History) -> Window:
-        return Window.of(histories, self.items(histories.item, histories.category, histories.fields))
+        vectors = self.item_drop(self.items(histories.item, histories.category, histories.fields))
+        return Window.of(histories, vectors)
 
     def _read(self, window: Window) -> WindowState:
         return WindowState(window=window, query=self._queries(*Along.at_the_end(window)))
@@ -144,8 +159,9 @@ class SASRec(nn.Module):
     def _queries(self, window: Window, row: Tensor, prefix: Tensor) -> Tensor:
         """Return (R, D): the mean output over the last moment of each request's prefix of a row."""
         moments = moment_places(window.offsets, window.time_ms)
-        # counted from the start of the window: outputs inside a timeline do not depend on what follows
-        x = self.drop(window.vectors + self.position.index_select(0, moments.index))
+        # from the start of the window, outputs inside a timeline do not depend on what follows
+        places = moments.index if self.config.positions == "first" else moments.from_end(window.offsets)
+        x = self.drop(window.vectors + self.position.index_select(0, places))
         buckets = length_buckets(window.offsets, moments.end)
         for block in self.blocks:
             x = block(x, buckets)

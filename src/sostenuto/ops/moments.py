@@ -22,6 +22,14 @@ class MomentPlaces:
         """(N,) int64 behaviours of the row before its moment."""
         return self.end - self.size[self.moment]
 
+    def from_end(self, offsets: Tensor) -> Tensor:
+        """Return (N,) int64 which moment of its row, 0 for the newest, of rows that start at (B + 1,) offsets."""
+        if not self.index.numel():
+            return self.index
+        lengths = offsets[1:] - offsets[:-1]
+        newest = self.index[(offsets[1:] - 1).clamp(min=0)]
+        return torch.repeat_interleave(newest, lengths, output_size=self.index.shape[0]) - self.index
+
     def asked(self, first: Tensor, prefix: Tensor) -> Tensor:
         """Return (R,) int64: 1 + the moment that closes the first `prefix` behaviours of rows; 0 where there is none.
 

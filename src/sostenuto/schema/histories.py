@@ -250,7 +250,8 @@ class SequenceBatch(_OnDevice):
     list_id: Tensor  # (N,) int64
     request: Tensor  # (R,) int64 row in the split
     user: Tensor  # (R,) int64
-    negatives: Candidates | None = None  # one row of M items that every request is held against
+    # G rows of as many items each, M in all: request r is held against those of row r modulo G
+    negatives: Candidates | None = None
     log_q: Tensor | None = None  # (M,) float32 log of how often each was to be expected among them
     pool: Tensor | None = None  # (M,) int64 group of items that each was drawn from, -1 = from all items
     future: FutureWindow | None = None  # of R requests

@@ -32,6 +32,8 @@ class TrainingConfig:
     learning_rate: float = 2e-3  # AdamW on everything that is not a table
     table_learning_rate: float = 2e-3  # touched-row optimiser on embedding tables
     table_optimiser: Literal["adam", "rowwise_adam", "adagrad", "rowwise_adagrad"] = "adam"  # see touched_rows.py
+    # row: only touched rows move, each by its own clock; step: all rows at every step, plain Adam, for small tables
+    table_clock: Literal["row", "step"] = "row"
     adam_betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2  # decoupled, on dense matrices only, never on biases and scales
     table_decay: float = 0.3  # decoupled, on touched rows only; see touched_rows.py
@@ -47,7 +49,8 @@ class TrainingConfig:
     # of models that train along timelines: most requests of one user in a batch (drawn anew every epoch); none = all
     requests_per_pass: int | None = None
     first_moments: bool = True  # of next_item: a user's first moment, which has no history, is a target too
-    negatives: int = 512  # of next_item: items drawn for each batch, shared by its requests
+    negatives: int = 512  # of next_item: items that each request of a batch is held against
+    negative_draws: int = 1  # of next_item: draws of so many items in a batch; its requests take them in turn
     negative_power: float = 0.0  # they are drawn by training frequency to this power; 0 = all items alike
     log_q: bool = False  # divide each by how often it is to be expected; see losses.py
     evaluation_batch_requests: int = 32
@@ -79,6 +82,7 @@ class TrainingConfig:
             "batch_requests",
             "requests_per_pass",
             "negatives",
+            "negative_draws",
             "evaluation_batch_requests",
             "max_events",
             "evaluations_per_epoch",
@@ -88,6 +92,11 @@ class TrainingConfig:
             "threads",
         ):
             _at_least("training", name, getattr(self, name), 1)
+        if self.table_clock == "step" and (self.table_optimiser, self.table_decay_by) != ("adam", "touch"):
+            raise SpecError(
+                f"training.table_optimiser must be adam, decay by touch, where all rows move at every step, got "
+                f"{self.table_optimiser} and {self.table_decay_by}; leave them, or set table_clock=row"
+            )
         if not self.max_grad_norm > 0:
             raise SpecError(f"training.max_grad_norm must be above 0, got {self.max_grad_norm}; inf means no clipping")
         if not all(0 <= beta < 1 for beta in self.adam_betas):

@@ -127,10 +127,13 @@ def _loss_along(ranker: Any, batch: Any) -> RankerOutput:
 
 
 def _next_item(ranker: Any, batch: Any) -> RankerOutput:
-    """Return the log-probability of each target among itself and the shared negatives, as logits (N,)."""
+    """Return the log-probability of each target among itself and the negatives of its request, as logits (N,)."""
     queries = ranker.queries_along(batch)[batch.candidates.row]
     targets = ranker.item_vectors(batch.candidates)
     negatives = ranker.item_vectors(batch.negatives)
+    draws = batch.negatives.offsets.shape[0] - 1
+    if draws > 1:
+        return RankerOutput(logits=_of_draws(batch, queries, targets, negatives, draws))
     return RankerOutput(
         logits=sampled_log_softmax(
             (queries * targets).sum(1),
@@ -139,6 +142,33 @@ def _next_item(ranker: Any, batch: Any) -> RankerOutput:
             own_items(batch.candidates, batch.negatives.item),
         )
     )
+
+
+def _of_draws(batch: SequenceBatch, queries: Tensor, targets: Tensor, negatives: Tensor, draws: int) -> Tensor:
+    """Return (N,) log-probabilities where the requests of a batch take several draws of negatives in turn."""
+    assert batch.negatives is not None
+    draw = batch.candidates.row % draws  # (N,)
+    order = torch.argsort(draw, stable=True)
+    count = torch.bincount(draw, minlength=draws)
+    place = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[draw[order]]
+    slot = torch.empty_like(order).scatter_(0, order, draw[order] * int(count.max()) + place)  # (N,) among the padded
+    size = negatives.shape[0] // draws
+    laid = queries.new_zeros(draws * int(count.max()), queries.shape[1]).index_copy(0, slot, queries)
+    scores = torch.bmm(laid.view(draws, -1, queries.shape[1]), negatives.view(draws, size, -1).transpose(1, 2))
+    item = batch.negatives.item.view(draws, size)
+    log_q = None if batch.log_q is None else batch.log_q.view(draws, size)[draw]
+    excluded = own_drawn(batch.candidates, item, draw)
+    return sampled_log_softmax((queries * targets).sum(1), scores.flatten(0, 1)[slot], log_q, excluded)
+
+
+def own_drawn(candidates: Candidates, negative: Tensor, draw: Tensor) -> Tensor:
+    """Return (N, M) bool: negatives of a target's draw, (G, M), that are a target of the same request."""
+    mine = negative[draw]
+    if bool((candidates.lengths <= 1).all()):
+        return candidates.item[:, None] == mine
+    row, item = candidates.row, candidates.item
+    high = int(torch.maximum(item.max(), negative.max())) + 1
+    return torch.isin(row[:, None] * high + mine, row * high + item)
 
 
 def own_items(candidates: Candidates, negative: Tensor) -> Tensor:
@@ -161,7 +191,7 @@ def sampled_log_softmax(target: Tensor, negatives: Tensor, log_q: Tensor | None,
     Args:
         target:    (N,) scores of the targets.
         negatives: (N, M) scores of shared negatives.
-        log_q:     (M,) or None.
+        log_q:     (M,) or (N, M) or None.
         excluded:  (N, M) bool, negatives that do not count for a target.
     """
     scores = negatives if log_q is None else negatives - log_q

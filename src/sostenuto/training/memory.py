@@ -317,6 +317,8 @@ def scoring_bytes(ranker: Any, batch: RequestBatch) -> int:
 def optimiser_bytes(ranker: nn.Module, config: TrainingConfig) -> int:
     """Return the bytes of optimiser state that training will hold, before any of it is made."""
     dense = sum(2 * p.nbytes for p in dense_parameters(ranker).values())
+    if config.table_clock == "step":  # both moments and a gradient of every row
+        return dense + sum(3 * p.nbytes for p in table_parameters(ranker).values())
     kind = config.table_optimiser
     tables = sum(
         p.shape[0] * state_bytes_per_row(kind, p.shape[1], number_bytes=p.element_size())

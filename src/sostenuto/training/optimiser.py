@@ -1,4 +1,8 @@
-"""One optimiser for a ranker: touched rows for its tables, fused AdamW for everything else, one clip over both."""
+"""One optimiser for a ranker: touched rows for its tables, fused AdamW for everything else, one clip over both.
+
+`training.table_clock="step"` gives tables the fused step as well: every row at every step, so that the moments of a
+row decay while it rests and its momentum carries it on. It costs the whole table each step.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from torch import Tensor, nn
 
 from sostenuto.layers.embedding import Table
 from sostenuto.ops.row_updates import square_sum
+from sostenuto.ops.table_rows import sum_repeated_rows
 from sostenuto.training.config import TrainingConfig
 from sostenuto.training.dense_adamw import DenseAdamW
 from sostenuto.training.touched_rows import TouchedRowOptimiser
@@ -64,8 +69,9 @@ class RankerOptimiser:
     def __init__(self, ranker: nn.Module, config: TrainingConfig) -> None:
         self.config = config
         self.dense = dense_parameters(ranker)
+        tables = table_parameters(ranker)
         self.tables = TouchedRowOptimiser(
-            table_parameters(ranker),
+            tables if config.table_clock == "row" else {},
             kind=config.table_optimiser,
             betas=config.adam_betas,
             decay=config.table_decay,
@@ -73,6 +79,11 @@ class RankerOptimiser:
         )
         matrices = {name: config.weight_decay for name, p in self.dense.items() if p.dim() >= 2}
         self.adamw = DenseAdamW(self.dense, decay=matrices, betas=config.adam_betas)
+        # tables whose rows all move at every step: a resting row goes on by its momentum, as in plain Adam
+        self.whole = tables if config.table_clock == "step" else {}
+        self.whole_adamw = DenseAdamW(
+            self.whole, decay=dict.fromkeys(self.whole, config.table_decay), betas=config.adam_betas
+        )
 
     def step(self, share: float) -> StepReport:
         """Clip, then update dense weights and touched rows; gradients are gone afterwards.
@@ -81,17 +92,19 @@ class RankerOptimiser:
             share: multiplies both learning rates.
         """
         self.tables.coalesce()
+        touched = self._fill_whole()
         norm = self._clip()
         if not math.isfinite(norm):
             return StepReport(grad_norm=norm, touched_rows=0)  # nothing is updated; the caller stops the run
         self.adamw.step(self.config.learning_rate * share)
-        touched = self.tables.step(self.config.table_learning_rate * share)
+        touched += self.tables.step(self.config.table_learning_rate * share)
+        self.whole_adamw.step(self.config.table_learning_rate * share)
         self.zero_grad()
         return StepReport(grad_norm=norm, touched_rows=touched)
 
     def _clip(self) -> float:
         """Return the norm of all gradients; scale them down to `max_grad_norm` when it is larger."""
-        dense = [p.grad for p in self.dense.values() if p.grad is not None]
+        dense = [p.grad for p in [*self.dense.values(), *self.whole.values()] if p.grad is not None]
         rows = [gradient for _, _, gradient in self.tables.gradients()]
         gradients = dense + rows
         if not gradients:
@@ -102,22 +115,35 @@ class RankerOptimiser:
             torch._foreach_mul_(gradients, self.config.max_grad_norm / norm)
         return norm
 
+    def _fill_whole(self) -> int:
+        """Give tables that move as a whole a gradient of every row; return how many rows were touched."""
+        touched = 0
+        for table in self.whole.values():
+            if table.grad is not None and table.grad.is_sparse:
+                rows = sum_repeated_rows(table.grad)
+                index, values = rows._indices()[0], rows._values()
+                touched += len(index)
+                table.grad = None
+                table.grad = torch.zeros_like(table).index_copy_(0, index, values)
+        return touched
+
     def non_finite(self) -> list[str]:
         """Return the names of parameters whose gradient holds NaN or infinity."""
-        dense = [(name, p.grad) for name, p in self.dense.items() if p.grad is not None]
+        dense = [(name, p.grad) for name, p in (self.dense | self.whole).items() if p.grad is not None]
         rows = [(name, gradient) for name, _, gradient in self.tables.gradients()]
         return [name for name, gradient in dense + rows if not bool(gradient.isfinite().all())]
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        for p in self.dense.values():
+        for p in [*self.dense.values(), *self.whole.values()]:
             p.grad = None
         self.tables.zero_grad()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state as named live tensors, for a checkpoint."""
         tables = {f"table.{name}": value for name, value in self.tables.tensors().items()}
-        return tables | {f"dense.{name}": value for name, value in self.adamw.tensors().items()}
+        whole = {f"whole.{name}": value for name, value in self.whole_adamw.tensors().items()}
+        return tables | whole | {f"dense.{name}": value for name, value in self.adamw.tensors().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the state over from what `tensors` gave."""
@@ -127,6 +153,7 @@ class RankerOptimiser:
 
         self.tables.load_tensors(under("table."))
         self.adamw.load_tensors(under("dense."))
+        self.whole_adamw.load_tensors(under("whole."))
 
 
 __all__ = [

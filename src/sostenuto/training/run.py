@@ -242,6 +242,7 @@ def _sequences(
             count=training.negatives,
             power=training.negative_power,
             log_q=training.log_q,
+            draws=training.negative_draws,
             groups=priors.items.numpy() if priors is not None and by_group else None,
         )
         if not training.first_moments:
