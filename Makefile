@@ -18,7 +18,7 @@ DEMO := demo
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test plain asan slow doctest lint types format bench ci clean setup
+.PHONY: help demo test plain asan slow long doctest lint types format bench ci clean setup
 
 help:  ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,7 +76,11 @@ test: $(VENV)/.dev  ## the tests that every change must pass
 
 slow: export OMP_NUM_THREADS = 1
 slow: $(VENV)/.dev  ## the tests that take minutes
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and not long and not gpu"
+
+long: export OMP_NUM_THREADS = 1
+long: $(VENV)/.dev  ## the tests that take many minutes: planted worlds with long histories, three seeds
+	$(BIN)/python -m pytest -q -m "long and not gpu"
 
 plain: export OMP_NUM_THREADS = 1
 plain: export SOSTENUTO_BACKEND = plain

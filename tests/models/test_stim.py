@@ -536,7 +536,7 @@ def planted_auc(found, part=None):
     return expected_auc(probability[some], np.asarray(logit)[some])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_9_habits_are_seen_by_their_masks_and_by_nothing_else(habits, seed):
     full, no_periodic, no_place, din = (habits(name, seed) for name in ("full", "no periodic", "no place", "din"))
@@ -549,7 +549,7 @@ def test_9_habits_are_seen_by_their_masks_and_by_nothing_else(habits, seed):
     assert abs(planted_auc(no_periodic, WEEKDAY) - planted_auc(din, WEEKDAY)) < 2 * MARGIN
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_7_the_gate_follows_the_request(habits, seed):
     """One user, one history: the mixture of a Tuesday noon at one place is not that of a Saturday evening elsewhere."""
@@ -571,7 +571,7 @@ def test_7_the_gate_follows_the_request(habits, seed):
     assert float((gates[0] - gates[1]).abs().mean()) > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_10_interests_stay_apart_in_training(habits, seed):
     run, *_ = habits("full", seed)
