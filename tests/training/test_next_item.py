@@ -14,10 +14,13 @@ from tests.training.toy_prepared import write_toy
 
 from sostenuto.data.prepared import PreparedData
 from sostenuto.evaluation.catalogue import rank_catalogue
-from sostenuto.features.loading import sample_rows
+from sostenuto.evaluation.full_ranking import ranked_items
+from sostenuto.features.collation import Collator
+from sostenuto.features.loading import RequestLoader, sample_rows
 from sostenuto.features.view import HistoryView
 from sostenuto.models.table import build, default_config
-from sostenuto.schema.errors import SpecError
+from sostenuto.schema.errors import DataError, SpecError
+from sostenuto.training import memory
 from sostenuto.training.config import RunConfig, TrainingConfig
 from sostenuto.training.run import open_run, run_training
 from sostenuto.training.run_log import read_log
@@ -102,3 +105,32 @@ def test_a_first_moment_is_a_target_when_asked(tmp_path: Path, first_moments: bo
     run = open_run(tmp_path / "run")
     fresh: Any = build("sasrec", config.model_config, run.collator.features, seed=config.training.seed)
     assert torch.equal(fresh.start, run.ranker.start) != first_moments
+
+
+def test_the_memory_plan_counts_the_ranking_of_the_catalogue(
+    toy: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collator = Collator(toy, HistoryView(recent=20, match=False))
+    # few candidates and a catalogue ranked at once: the scores of all items outweigh those of the candidates
+    loader = RequestLoader(collator, toy.requests("valid"), np.arange(40), batch_requests=40)
+    ranker: Any = build("sasrec", default_config("sasrec"), collator.features)
+    cpu = torch.device("cpu")
+    assert memory.searching_bytes(ranker, loader, cpu) >= 4 * len(loader.rows) * len(ranked_items(toy))
+    monkeypatch.setattr(memory, "searching_bytes", lambda *_: 1 << 40)
+
+    def planned(metric: str) -> int:
+        config = config_for("sasrec", metric=metric)
+        plan = memory.plan_memory(
+            ranker, config, data=toy, train_loader=loader, valid_loader=loader, objective=None, device=cpu
+        )
+        return plan.evaluation
+
+    assert planned("ndcg@10") == 1 << 40 > planned("gauc")
+
+
+def test_a_catalogue_without_items_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    data = write_toy(tmp_path / "toy", num_items=4, num_categories=1, candidates=1)
+    with pytest.raises(DataError, match="catalogue must hold an item"):
+        run_training(data, tmp_path / "run", config_for("sasrec"))
+    log = tmp_path / "run" / "log.jsonl"
+    assert not log.is_file() or not read_log(log)

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sostenuto.data.prepared import PreparedData, Requests
+from sostenuto.evaluation.catalogue import REQUESTS_AT_ONCE, rank_catalogue
 from sostenuto.evaluation.predictions import SCORED_EVENTS
 from sostenuto.features.batch_parts import PAIRS_PER_EVENT, batch_parts
 from sostenuto.features.loading import RequestLoader
@@ -314,6 +315,21 @@ def scoring_bytes(ranker: Any, batch: RequestBatch) -> int:
     return int(live.most)
 
 
+def searching_bytes(ranker: Any, loader: RequestLoader, device: torch.device) -> int:
+    """Return the most bytes that ranking the catalogue for one chunk of a loader's requests holds.
+
+    Raises:
+        DataError: the catalogue holds no item; better before the first step than after an epoch.
+    """
+    rows = loader.rows[:REQUESTS_AT_ONCE]
+    with LiveBytes() as live:
+        live.ignore([*ranker.parameters(), *ranker.buffers()])
+        rank_catalogue(
+            ranker, loader.collator, "valid", rows=rows, truth=[rows[:0]] * len(rows), most=10, device=device
+        )
+    return int(live.most)
+
+
 def optimiser_bytes(ranker: nn.Module, config: TrainingConfig) -> int:
     """Return the bytes of optimiser state that training will hold, before any of it is made."""
     dense = sum(2 * p.nbytes for p in dense_parameters(ranker).values())
@@ -406,6 +422,8 @@ def plan_memory(
             batch = valid_loader.batch_of(valid.load.rows[heaviest])
             scoring += scoring_bytes(ranker, batch.to(device))
             del batch
+        if config.training.metric != "gauc":
+            scoring = max(scoring, searching_bytes(ranker, valid_loader, device))
         plan = replace(plan, evaluation=scoring)
     # after the trials: what they made the system load of libraries stays, what they allocated is given back
     release_freed()
