@@ -17,10 +17,10 @@ from sostenuto.evaluation.predictions import (
     load_predictions,
     predict,
     training_counts,
-    training_mask,
     with_log_facts,
 )
 from sostenuto.features.collation import Collator
+from sostenuto.features.cooccurrence import training_events
 from sostenuto.features.view import HistoryView
 from sostenuto.schema.errors import DataError, RunError
 from sostenuto.schema.histories import RankerOutput
@@ -113,10 +113,11 @@ def test_facts_survive_another_row_order_and_a_subset_of_requests(prepared):
 def test_training_counts_use_no_event_that_training_could_not_know(prepared):
     counts = training_counts(prepared)
     b = prepared.behaviours
-    held_out = [prepared.requests(s) for s in ("valid", "test")]
-    first = min(int(r.time_ms.min()) for r in held_out)
-    mask = training_mask(prepared)
-    assert not mask[np.asarray(b.time_ms) >= first].any()
+    mask = training_events(prepared)
+    owner = np.repeat(np.arange(len(b.offsets) - 1), np.diff(b.offsets))
+    for requests in (prepared.requests(s) for s in ("valid", "test")):
+        for user, time in zip(requests.user, requests.time_ms, strict=True):
+            assert not mask[(owner == user) & (np.asarray(b.time_ms) >= time)].any()
     assert counts.sum() == mask.sum()
     assert len(counts) == prepared.features.num_items
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from sostenuto.cli.output import JsonOption, print_json, print_table
+
+if TYPE_CHECKING:
+    from sostenuto.models.table import ModelEntry
 
 
 def models(as_json: JsonOption = False) -> None:
     """List the rankers.
 
-    Kind, objective, size and update of a user's state, and the extras they need.
+    Kind, objective, size and update of a user's state, and what they need: extras, content of items.
     """
     from sostenuto.models.table import MODELS, missing_extras
 
@@ -26,7 +30,7 @@ def models(as_json: JsonOption = False) -> None:
             entry.state,
             entry.update,
             entry.request_context,
-            [extra + (" (not installed)" if extra in missing_extras(entry) else "") for extra in entry.needs],
+            needs(entry),
             entry.paper,
         )
         for entry in MODELS.values()
@@ -35,4 +39,13 @@ def models(as_json: JsonOption = False) -> None:
     print_table("Models", columns, rows)
 
 
-__all__ = ["models"]
+def needs(entry: ModelEntry) -> list[str]:
+    """Return what must be there before a model is trained."""
+    from sostenuto.models.table import missing_extras
+
+    missing = missing_extras(entry)
+    extras = [extra + (" (not installed)" if extra in missing else "") for extra in entry.needs]
+    return [*extras, "content"] if entry.content else extras
+
+
+__all__ = ["models", "needs"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from sostenuto.evaluation.terms import Array
 from sostenuto.features.batch_parts import batch_parts
+from sostenuto.features.cooccurrence import training_events
 from sostenuto.schema.errors import DataError, RunError
 
 if TYPE_CHECKING:
@@ -185,31 +186,10 @@ def predict(
     return concatenate(parts)
 
 
-def training_mask(data: PreparedData) -> Array:
-    """(N,) bool over behaviours: events that training could know.
-
-    Under a global time split these are the events before the first validation request; where the splits overlap in
-    time (leave-last-out), those before the first validation or test request of their own user.
-    """
-    behaviours, protocol = data.behaviours, data.manifest.protocol
-    held_out = [data.requests(s) for s in ("valid", "test") if (data.folder / "requests" / s).is_dir()]
-    held_out = [r for r in held_out if len(r)]
-    if not held_out:
-        return np.ones(len(behaviours.item), np.bool_)
-    first = min(int(np.min(r.time_ms)) for r in held_out)
-    train_end = protocol.splits.get("train", (0, 0))[1] if protocol is not None else 0
-    if train_end < first:
-        return np.asarray(behaviours.time_ms) < first
-    bound = np.full(len(behaviours.offsets) - 1, np.iinfo(np.int64).max)
-    for requests in held_out:
-        np.minimum.at(bound, np.asarray(requests.user), np.asarray(requests.time_ms))
-    return np.asarray(behaviours.time_ms) < np.repeat(bound, np.diff(behaviours.offsets))
-
-
 def training_counts(data: PreparedData) -> Array:
     """(num_items,) occurrences of each item among the events that training could know."""
     item = np.asarray(data.behaviours.item)
-    return np.bincount(item[training_mask(data)], minlength=data.features.num_items)
+    return np.bincount(item[training_events(data)], minlength=data.features.num_items)
 
 
 def with_log_facts(
@@ -253,6 +233,5 @@ __all__ = [
     "load_predictions",
     "predict",
     "training_counts",
-    "training_mask",
     "with_log_facts",
 ]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sostenuto.data.prepared import SPLITS
 from sostenuto.schema.features import FIRST_KNOWN
 
 if TYPE_CHECKING:
@@ -107,18 +108,20 @@ def item_vectors(data: PreparedData, dim: int) -> ItemVectors:
 def training_events(data: PreparedData) -> Array:
     """Return (N,) bool: behaviours that statistics of training may use.
 
-    Those before their user's first validation or test request, and, where the protocol splits by time, before the
-    first of all of them.
+    Where the protocol splits by time, those before the first validation or test request of all; where splits overlap
+    in time (leave-last-out), those before the first of their own user. No event at or after a held-out request.
     """
     time_ms = np.asarray(data.behaviours.time_ms)
-    held_out = [data.requests(split) for split in ("valid", "test")]
+    asked = {s: data.requests(s) for s in SPLITS if (data.folder / "requests" / s).is_dir()}
+    held_out = [asked[s] for s in ("valid", "test") if s in asked and len(asked[s])]
+    if not held_out:
+        return np.ones(len(time_ms), np.bool_)
+    first = min(int(np.min(r.time_ms)) for r in held_out)
+    if "train" not in asked or not len(asked["train"]) or int(np.max(asked["train"].time_ms)) < first:
+        return time_ms < first
     until = np.full(len(data.behaviours.offsets) - 1, np.iinfo(np.int64).max)
     for requests in held_out:
         np.minimum.at(until, np.asarray(requests.user), np.asarray(requests.time_ms))
-    train = np.asarray(data.requests("train").time_ms)
-    first = min((int(np.min(r.time_ms)) for r in held_out if len(r)), default=np.iinfo(np.int64).max)
-    if len(train) and int(train.max()) < first:
-        until = np.minimum(until, first)
     return np.asarray(time_ms < np.repeat(until, np.diff(data.behaviours.offsets)))
 
 

@@ -1,4 +1,8 @@
-"""Tokens of the generative rankers: what happened (item and action), and what may be asked (item and a placeholder)."""
+"""Tokens of the generative rankers: what happened (item and action), and what may be asked (item and a placeholder).
+
+Items and side features of behaviours are those of `layers/encoded_history.HistoryEncoder`, which is held here; a token
+adds where along the timeline and at which place it stands.
+"""
 
 from __future__ import annotations
 

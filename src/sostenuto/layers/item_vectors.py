@@ -1,4 +1,8 @@
-"""One vector per item, alike as input and as what is searched for."""
+"""One vector per item, alike as input and as what is searched for.
+
+`layers/embedding.ItemEmbedding` lays the parts of an item side by side, for rankers that compare them with more than an
+inner product; retrievers need them summed into one width, which is all that is added here.
+"""
 
 from __future__ import annotations
 

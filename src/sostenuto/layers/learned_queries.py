@@ -1,4 +1,8 @@
-"""A few learned queries that read any number of vectors: cross attention whose result has a fixed size."""
+"""A few learned queries that read any number of vectors: cross attention whose result has a fixed size.
+
+Queries read and are not read: nothing changes the vectors. In `layers/fusion_q_former.py`, as published, modalities
+attend to queries and to one another too, which is why the two share no code.
+"""
 
 from __future__ import annotations
 

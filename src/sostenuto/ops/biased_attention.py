@@ -5,6 +5,10 @@
 It is `target_attention` with one hidden unit that is the inner product and has no bend, so it takes the same compiled
 path, never makes a (candidates, behaviours, width) tensor, and gives the bias its gradient. The bias is the hook for
 what a behaviour is worth to a request whatever the candidate: retention, fusion of scores.
+
+This form is for candidates that ask about behaviours, which do not ask about each other (STIM). Behaviours that read
+one another take `causal_attention` (relative biases, own keys, the generative rankers and HSTU) or
+`bucketed_attention` (plain softmax over short windows, SASRec).
 """
 
 from __future__ import annotations

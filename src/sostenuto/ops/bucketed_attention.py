@@ -3,6 +3,10 @@
 A query sees the first `visible` keys of its row. Scores are never held for more than a strip of queries, so a row of
 10,000 takes strips of 128 x 10,000, never 10,000 x 10,000.
 
+This form is plain softmax with dropout of the weights over short windows (SASRec): each bucket is one call of torch's
+own kernel. `causal_attention` adds relative biases, pointwise weights and keys of a query's own, and keeps no scores
+for the backward pass; `biased_attention` is of candidates over behaviours.
+
 Letters: B rows, N tokens, H heads, D width of a head, G rows of a bucket, L its padded length.
 """
 

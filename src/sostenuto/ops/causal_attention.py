@@ -10,6 +10,10 @@ keys that some query of it may see, so the upper triangle is never touched. Scor
 backward pass makes them again. Memory is that of queries, keys and values, plus `TILE` scores per head (pointwise) or
 one strip of scores (softmax).
 
+This form is for long timelines and the generative rankers (SFGR, MetaGR, DFGR) and HSTU. Where softmax needs neither
+biases nor own keys and windows are short, `bucketed_attention` is torch's own kernel; candidates that ask about
+behaviours take `biased_attention` or `target_attention`.
+
 Letters: B rows, N tokens, H heads, D and E widths of a key and of a value, G rows side by side.
 """
 
