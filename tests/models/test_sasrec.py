@@ -65,6 +65,7 @@ VARIANTS = {
     "window of 3": {"max_length": 3},
     "window of 1": {"max_length": 1},
     "positions from the newest": {"positions": "last"},
+    "idle places": {"idle_places": True},
     "positions from the newest, window of 3": {"positions": "last", "max_length": 3},
 }
 

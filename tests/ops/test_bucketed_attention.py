@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sostenuto.ops import bucketed_attention as module
-from sostenuto.ops.bucketed_attention import bucketed_attention, length_buckets
+from sostenuto.ops.bucketed_attention import IdlePlaces, bucketed_attention, length_buckets
 from sostenuto.ops.jagged import lengths_to_offsets, position_in_row, row_index
 from sostenuto.ops.moments import moment_places
 
@@ -45,6 +45,23 @@ def test_buckets_equal_a_matrix_of_all_pairs_in_values_and_gradients(lengths, se
     wanted = torch.autograd.grad((slow * weight).sum(), parts)
     for a, b in zip(mine, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4), places=st.integers(0, 12), seed=st.integers(0, 99))
+def test_idle_places_are_as_many_keys_of_their_own(lengths, places, seed):
+    offsets, visible, (query, key, value) = rows_of(lengths, seed)
+    generator = torch.Generator().manual_seed(seed)
+    nothing = torch.randn(2, 2, 3, generator=generator)
+    idle = IdlePlaces(nothing[0], nothing[1], places)
+    ours = bucketed_attention(query, key, value, length_buckets(offsets, visible), idle=idle)
+    for n, row in enumerate(row_index(offsets).tolist()):
+        seen, first = int(visible[n]), int(offsets[row])
+        beside = max(places - seen, 0)
+        keys = torch.cat([key[first : first + seen], nothing[:1].expand(beside, 2, 3)])
+        values = torch.cat([value[first : first + seen], nothing[1:].expand(beside, 2, 3)])
+        weights = (torch.einsum("hd,mhd->hm", query[n], keys) / 3**0.5).softmax(1)
+        torch.testing.assert_close(ours[n], torch.einsum("hm,mhd->hd", weights, values), rtol=1e-4, atol=1e-5)
 
 
 def test_strips_and_small_calls_change_no_number(monkeypatch):

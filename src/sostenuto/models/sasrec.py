@@ -15,9 +15,15 @@ from torch import Tensor, nn
 
 from sostenuto.layers.checks import check_config
 from sostenuto.layers.item_vectors import ItemVectors
+<<<<<<< HEAD
 from sostenuto.layers.window import Along, Window, WindowState, windows_along
 from sostenuto.ops.bucketed_attention import LengthBuckets, bucketed_attention, length_buckets
 from sostenuto.ops.moments import moment_places
+=======
+from sostenuto.layers.window import Window, windows_along
+from sostenuto.ops.bucketed_attention import IdlePlaces, LengthBuckets, bucketed_attention, length_buckets
+from sostenuto.ops.moment_places import moment_places
+>>>>>>> h-next
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, SequenceBatch
@@ -37,6 +43,7 @@ class SASRecConfig:
     # first: positions count from the start of the window; last: from its newest moment, as in the published code. A
     # training pass then counts from the end of the whole timeline, not of each prefix (docs/models/sasrec.md)
     positions: Literal["first", "last"] = "first"
+    idle_places: bool = False  # places of the window that hold nothing are keys too, as in RecTools without a key mask
     category_dim: int = 8  # width per category level, mapped onto the item's row; 0 leaves categories out
     field_dim: int = 8  # width per categorical item field, likewise; 0 leaves all item fields out
     table_std: float = 0.02  # initial item rows and positions
@@ -64,6 +71,7 @@ class CausalBlock(nn.Module):
         super().__init__()
         width = config.width
         self.heads, self.dropout = config.heads, config.dropout
+        self.idle_places = config.max_length if config.idle_places else 0
         self.query_norm, self.hidden_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key_value, self.mix = (
             nn.Linear(width, width),
@@ -83,7 +91,13 @@ class CausalBlock(nn.Module):
         query, key, value = (
             part.reshape(len(x), self.heads, x.shape[1] // self.heads) for part in (self.query(normed), key, value)
         )
-        attended = bucketed_attention(query, key, value, buckets, dropout=self.dropout if self.training else 0.0)
+        idle = None
+        if self.idle_places:  # what an input of zeros gives
+            idle_key, idle_value = self.key_value.bias.view(2, self.heads, -1).unbind(0)
+            idle = IdlePlaces(idle_key, idle_value, self.idle_places)
+        attended = bucketed_attention(
+            query, key, value, buckets, dropout=self.dropout if self.training else 0.0, idle=idle
+        )
         x = normed + self.mix(attended.flatten(1))
         y: Tensor = self.hidden_norm(x)
         out: Tensor = y + self.drop(self.outer(self.drop(torch.relu(self.inner(y)))))

@@ -31,6 +31,14 @@ class _Bucket(NamedTuple):
     visible: Tensor  # (G, L) int64, 1 for padding: a row of nothing would be NaN
 
 
+class IdlePlaces(NamedTuple):
+    """Keys that hold nothing and are all alike: a query may look at them in place of a behaviour."""
+
+    key: Tensor  # (H, D)
+    value: Tensor  # (H, D)
+    places: int  # of a row; a query that sees n keys has max(places - n, 0) idle ones beside them
+
+
 @dataclass(frozen=True, slots=True)
 class LengthBuckets:
     """Jagged rows arranged by length; made once for all layers of a pass."""
@@ -74,7 +82,13 @@ def length_buckets(offsets: Tensor, visible: Tensor) -> LengthBuckets:
 
 
 def bucketed_attention(
-    query: Tensor, key: Tensor, value: Tensor, buckets: LengthBuckets, *, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    buckets: LengthBuckets,
+    *,
+    dropout: float = 0.0,
+    idle: IdlePlaces | None = None,
 ) -> Tensor:
     """Return (N, H, D) softmax(q k / sqrt(D)) v over the keys that each query sees.
 
@@ -82,6 +96,7 @@ def bucketed_attention(
         query, key, value: (N, H, D).
         buckets:           of the rows.
         dropout:           of the weights; 0 outside of training.
+        idle:              further keys of every row.
     """
     shape = query.shape
     whole = torch.cat([query.flatten(1), key.flatten(1), value.flatten(1)], 1)
@@ -96,11 +111,18 @@ def bucketed_attention(
             sees = visible[:, start : start + STRIP]
             end = length if length <= STRIP else int(sees.max())
             mask = keys[:end] < sees[:, :, None]
+            kept, held = k[:, :, :end], v[:, :, :end]
+            if idle is not None:
+                mask = _with_idle(mask, idle.places - sees)
+                kept, held = (
+                    torch.cat([one[None, :, None].expand(rows, -1, 1, -1), all_], 2)
+                    for one, all_ in ((idle.key, kept), (idle.value, held))
+                )
             strips.append(
                 F.scaled_dot_product_attention(
                     q[:, :, start : start + STRIP],
-                    k[:, :, :end],
-                    v[:, :, :end],
+                    kept,
+                    held,
                     attn_mask=mask[:, None],
                     dropout_p=dropout,
                 )
@@ -112,4 +134,11 @@ def bucketed_attention(
     return torch.cat(parts).index_select(0, buckets.slot)
 
 
-__all__ = ["LengthBuckets", "bucketed_attention", "length_buckets"]
+def _with_idle(mask: Tensor, count: Tensor) -> Tensor:
+    """Return (G, L, 1 + K) what is added to scores: one key stands for `count` (G, L) alike, before K by mask."""
+    lowest = torch.finfo(torch.float32).min / 2
+    idle = torch.where(count > 0, count.clamp(min=1).float().log(), lowest)
+    return torch.cat([idle[:, :, None], torch.where(mask, 0.0, lowest)], 2)
+
+
+__all__ = ["IdlePlaces", "LengthBuckets", "bucketed_attention", "length_buckets"]
