@@ -15,15 +15,9 @@ from torch import Tensor, nn
 
 from sostenuto.layers.checks import check_config
 from sostenuto.layers.item_vectors import ItemVectors
-<<<<<<< HEAD
 from sostenuto.layers.window import Along, Window, WindowState, windows_along
-from sostenuto.ops.bucketed_attention import LengthBuckets, bucketed_attention, length_buckets
-from sostenuto.ops.moments import moment_places
-=======
-from sostenuto.layers.window import Window, windows_along
 from sostenuto.ops.bucketed_attention import IdlePlaces, LengthBuckets, bucketed_attention, length_buckets
-from sostenuto.ops.moment_places import moment_places
->>>>>>> h-next
+from sostenuto.ops.moments import moment_places
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, SequenceBatch
