@@ -168,7 +168,7 @@ def known_paths(config: Any, prefix: str = "") -> Iterator[str]:
     """Yield the dotted path of every leaf that an override may set.
 
     >>> list(known_paths(HistoryView()))
-    ['recent', 'match']
+    ['recent', 'match', 'content']
     """
     for f in _fields(config):
         value = getattr(config, f.name)
