@@ -169,9 +169,9 @@ class Collator:
         past, columns = self._history(offsets, history, event_fields)
         reads = None
         if negatives is None:
-            ends = offsets[timeline] + prefix
-            seen = [np.arange(a, z) for a, z in zip((ends - prefix).tolist(), ends.tolist(), strict=True)]
-            reads = _Reads(offsets=_offsets(prefix), positions=np.concatenate(seen), columns=columns)
+            bounds = _offsets(prefix)  # each request sees its timeline from the start
+            seen = np.repeat(offsets[timeline] - bounds[:-1], prefix) + np.arange(bounds[-1])
+            reads = _Reads(offsets=bounds, positions=seen, columns=columns)
         return SequenceBatch(
             histories=past,
             row=_tensor(timeline),

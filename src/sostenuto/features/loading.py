@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -75,13 +76,14 @@ class RequestLoader:
         """Return the batch of some rows."""
         return self.collator.batch(self.requests, rows)
 
+    @cached_property
     def events(self) -> Array:
-        """Return (R,) int64 behaviours that each request of the split reads."""
+        """(R,) int64 behaviours that each request of the split reads."""
         return behaviours_read(self.requests, self.collator.view)
 
     def batch_events(self, rows: Array) -> int:
         """Return the behaviours of a batch of some rows."""
-        return int(self.events()[rows].sum())
+        return int(self.events[rows].sum())
 
     def epoch(self, number: int = 0, *, start_batch: int = 0) -> Iterator[RequestBatch]:
         """Yield the batches of an epoch from `start_batch` on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,13 +146,14 @@ class SequenceLoader:
         windows = None if self.windows is None else self.windows.of(user, prefix)
         return self.collator.sequences(requests, rows, row, start, drawn, windows)
 
+    @cached_property
     def events(self) -> Array:
-        """Return (R,) int64 behaviours that each request of the split reads."""
+        """(R,) int64 behaviours that each request of the split reads."""
         return behaviours_read(self.requests, self.collator.view)
 
     def batch_events(self, rows: Array) -> int:
         """Return the behaviours of a batch of some rows: of each user, those of the latest request."""
-        user, length = np.asarray(self.requests.user)[rows], self.events()[rows]
+        user, length = np.asarray(self.requests.user)[rows], self.events[rows]
         people, person = np.unique(user, return_inverse=True)
         longest = np.zeros(len(people), np.int64)
         np.maximum.at(longest, person.reshape(-1), length)

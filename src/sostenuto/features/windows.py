@@ -44,12 +44,12 @@ class FutureWindows:
         if moments < 1 or per_moment < 1:
             raise SpecError(f"a window must hold at least one moment of one behaviour, got {moments} of {per_moment}")
         self.moments, self.per_moment = moments, per_moment
-        self._time_ms = data.behaviours.time_ms
         self._low = np.asarray(data.behaviours.offsets, np.int64)
         self._end = self._low[1:]
         if not whole_log:
             lawful = np.concatenate(([0], np.cumsum(training_events(data))))
             self._end = self._low[:-1] + lawful[self._low[1:]] - lawful[self._low[:-1]]  # times rise inside a user
+        self._moment_end = _moment_ends(np.asarray(data.behaviours.time_ms), self._low)
 
     def of(self, user: Array, prefix: Array) -> WindowRows:
         """Return the windows of requests.
@@ -57,25 +57,31 @@ class FutureWindows:
         Args:
             user, prefix: (R,) of the requests; `prefix` counts the behaviours strictly before each.
         """
-        positions: list[Array] = []
-        steps: list[int] = []
-        sizes = np.zeros(len(user), np.int64)
-        for r, (u, before) in enumerate(zip(user.tolist(), prefix.tolist(), strict=True)):
-            at, end = int(self._low[u]) + before, int(self._end[u])
-            for step in range(self.moments):
-                if at >= end:
-                    break
-                beyond = at + int(np.searchsorted(self._time_ms[at:end], self._time_ms[at], side="right"))
-                taken = np.arange(at, min(beyond, at + self.per_moment))
-                positions.append(taken)
-                steps += [step] * len(taken)
-                sizes[r] += len(taken)
-                at = beyond
+        at, end = self._low[user] + prefix, self._end[user]
+        firsts, counts = np.zeros((2, len(user), self.moments), np.int64)
+        for step in range(self.moments):
+            inside = at < end
+            beyond = np.where(inside, np.minimum(self._moment_end[np.where(inside, at, 0)], end), at)
+            firsts[:, step], counts[:, step] = at, np.minimum(beyond - at, self.per_moment)
+            at = beyond
+        count = counts.reshape(-1)
+        ends = np.cumsum(count)
+        position = np.repeat(firsts.reshape(-1) - (ends - count), count) + np.arange(int(count.sum()))
         return WindowRows(
-            offsets=np.concatenate(([0], np.cumsum(sizes))),
-            position=np.concatenate(positions) if positions else np.zeros(0, np.int64),
-            step=np.array(steps, np.int64),
+            offsets=np.concatenate(([0], np.cumsum(counts.sum(1)))),
+            position=position,
+            step=np.repeat(np.tile(np.arange(self.moments), len(user)), count),
         )
+
+
+def _moment_ends(time_ms: Array, offsets: Array) -> Array:
+    """Return (N + 1,) int64 of every event of the log where its moment ends; one more, which is looked at by nobody."""
+    total = len(time_ms)
+    opens = np.ones(total + 1, bool)
+    opens[1:total] = time_ms[1:] != time_ms[:-1]
+    opens[offsets] = True
+    starts = np.flatnonzero(opens)
+    return np.append(np.repeat(starts[1:], np.diff(starts)), total)
 
 
 __all__ = ["FutureWindows", "WindowRows"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -446,17 +447,17 @@ class EM3(nn.Module):
         if round_is_over:
             self._synchronise()
         # from here on nothing is written before the backward pass
-        slot = fresh.new_full((self.num_items,), -1)
-        slot[fresh] = torch.arange(len(fresh), device=fresh.device)
+        # `fresh` rises, so a search finds an item in it: no work over the whole catalogue
+        place_of = partial(_place_in, fresh)
 
         def with_fresh(item: Tensor) -> Tensor:
-            at = slot[item]
+            at = place_of(item)
             return torch.where((at >= 0)[:, None], made[at.clamp(min=0)], self.cache.rows[item])
 
         of_targets = self.to_target(with_fresh(target_item))
         if isinstance(self.of_behaviours, LoRALinear):
             of_past = self.of_behaviours.from_rows(self.base[past_item], self.cache.rows, past_item)
-            at = slot[past_item]
+            at = place_of(past_item)
             place = (at >= 0).nonzero().squeeze(1)
             of_past = of_past.index_copy(0, place, self.of_behaviours(made[at[place]]))
         else:
@@ -464,7 +465,7 @@ class EM3(nn.Module):
         return (
             spread_rows(of_targets, asked.place),
             spread_rows(of_past, past.place),
-            (slot[target_item] >= 0)[asked.place],
+            (place_of(target_item) >= 0)[asked.place],
         )
 
     def _contrast(self, content: Tensor, target: Tensor, fresh: Tensor, candidates: Candidates) -> Tensor:
@@ -539,6 +540,14 @@ class EM3(nn.Module):
         return kept
 
     base: Tensor
+
+
+def _place_in(rising: Tensor, item: Tensor) -> Tensor:
+    """Return (N,) int64 places of items among rising ones, -1 where they are not."""
+    if not len(rising):
+        return torch.full_like(item, -1)
+    at = torch.searchsorted(rising, item).clamp(max=len(rising) - 1)
+    return torch.where(rising[at] == item, at, -1)
 
 
 def _some(item: Tensor, count: int) -> Tensor:

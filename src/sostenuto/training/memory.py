@@ -175,7 +175,7 @@ class Load:
 
 def load_of(loader: Loader, epochs: Iterable[int]) -> Load:
     """Weigh every batch of some epochs without collating any."""
-    length = loader.events()
+    length = loader.events
     candidates = np.diff(np.asarray(loader.requests.offsets))
     rows = tuple(batch for epoch in epochs for batch in loader.batch_rows(epoch))
     return Load(
@@ -445,7 +445,7 @@ def _with_activations(
     by_pairs = int(np.argmax(load.pairs))
     light_rows = load.rows[by_pairs][:LIGHT_REQUESTS]
     light = loader.batch_of(light_rows).to(device)
-    per_request = loader.events()[light_rows] * np.diff(np.asarray(loader.requests.offsets))[light_rows]
+    per_request = loader.events[light_rows] * np.diff(np.asarray(loader.requests.offsets))[light_rows]
     light_pairs, light_events = max(int(per_request.sum()), 1), max(int(light.histories.item.shape[0]), 1)
     light_bytes = training_bytes(ranker, light, objective, config.training)
     most_events = config.training.max_events  # of a pass; a batch may take several
