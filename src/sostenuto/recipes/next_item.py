@@ -93,8 +93,8 @@ def sasrec_content() -> RunConfig:
 def hstu() -> RunConfig:
     """Train HSTU for retrieval: relative biases of positions and time.
 
-    Published (github.com/meta-recsys/generative-recommenders, configurations of the public sets): two blocks on the
-    smaller ones, temperature .05, dropout .2. All that concerns training is that of `sasrec`.
+    Published (github.com/meta-recsys/generative-recommenders): temperature .05 and dropout .2. The number of blocks is
+    ours, and all that concerns training is that of `sasrec`.
     """
     base = sasrec()
     return dataclasses.replace(
