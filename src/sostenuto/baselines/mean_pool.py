@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.checks import check_config
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.initialise import zero_linear
 from sostenuto.layers.request_features import RequestFeatures
@@ -76,7 +77,7 @@ class MeanPool(nn.Module):
         self.requests = RequestFeatures(
             features, self.items, field_dim=config.field_dim, std=config.field_std, bins=config.bins
         )
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         self.tower = Tower(
             2 * self.items.out_dim + 1 + self.requests.out_dim,
             config.tower_units,

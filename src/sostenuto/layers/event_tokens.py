@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.embedding import ItemEmbedding, Table
 from sostenuto.layers.encoded_history import DistinctItems, HistoryEncoder
 from sostenuto.layers.flow_config import FlowConfig
@@ -57,7 +58,7 @@ class EventTokens(nn.Module):
         self.place = Table(features.num_places, config.field_dim, std=config.table_std) if has_places else None
         self.from_place = xavier_linear(config.field_dim, config.dim, bias=False) if has_places else None
         self.from_position = nn.Parameter(torch.empty(NUM_OCTAVES, config.dim).normal_(0.0, config.table_std))
-        self.dropout = nn.Dropout(config.token_dropout)
+        self.dropout = Dropout(config.token_dropout)
 
     @property
     def items(self) -> ItemEmbedding:

@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.initialise import xavier_linear
 from sostenuto.schema.errors import SpecError
 
@@ -36,7 +37,7 @@ class JointSelfAttention(nn.Module):
         self.heads = heads
         self.query, self.key, self.value = (xavier_linear(dim, dim) for _ in range(3))
         self.dense = xavier_linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.relative_bias import RelativeBiasTables, TokenPlaces
 from sostenuto.ops.causal_attention import AttentionPlan, OwnKey, causal_attention
 from sostenuto.schema.errors import SpecError
@@ -133,7 +134,7 @@ class HSTUBlock(nn.Module):
         nn.init.xavier_uniform_(self.out.weight)
         if self.out.bias is not None:
             nn.init.zeros_(self.out.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         tables = config.relative_bias
         self.relative = RelativeBiasTables(config.num_positions, use_time=config.time_bias) if tables else None
         self.scale = config.key_dim**-0.5 if config.scaled else 1.0

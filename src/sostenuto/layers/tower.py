@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sostenuto.layers.dice import Dice
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.initialise import xavier_linear
 
 Activation = Literal["relu", "prelu", "dice"]
@@ -38,7 +39,7 @@ class Tower(nn.Module):
         for width in units:
             layers += [xavier_linear(in_dim, width), make_activation(activation, width)]
             if dropout > 0:
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout))
             in_dim = width
         layers.append(xavier_linear(in_dim, out_dim))
         self.layers = nn.Sequential(*layers)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.checks import check_config
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.initialise import zero_linear
@@ -96,7 +97,7 @@ class DIN(nn.Module):
         gap_dim = NUM_GAP_FEATURES + 1 if config.gaps and config.gap_values else 0
         products_dim = 2 * dim + 1 if config.products else 0
         self.kept = ItemTable()
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         self.tower = Tower(
             2 * dim + products_dim + gap_dim + self.requests.out_dim,
             config.tower_units,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sostenuto.layers.checks import check_config
 from sostenuto.layers.content_vectors import ContentVectors
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.fusion_q_former import FusionQFormer
@@ -315,7 +316,7 @@ class EM3(nn.Module):
         self.contrast_id = xavier_linear(self.id_dim, width) if contrast else None
 
         gap_dim = NUM_GAP_FEATURES + 1 if config.gaps else 0
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         self.tower = Tower(
             (4 * dim + 1 + gap_dim) + (4 * width + 2) + self.requests.out_dim,
             config.tower_units,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sostenuto.layers.checks import check_config
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.hstu_block import HSTUBlock, HSTUBlockConfig, Variant
 from sostenuto.layers.item_vectors import ItemVectors
 from sostenuto.layers.relative_bias import TokenPlaces
@@ -85,7 +86,7 @@ class HSTU(nn.Module):
         self.position = nn.Parameter(nn.init.trunc_normal_(position, std=std, a=-2 * std, b=2 * std))
         self.start = nn.Parameter(torch.empty(config.width).normal_(0.0, std))  # what an empty history asks for
         self.blocks = nn.ModuleList(HSTUBlock(config.block()) for _ in range(config.blocks))
-        self.drop = nn.Dropout(config.input_dropout)
+        self.drop = Dropout(config.input_dropout)
 
     def encode(self, histories: History) -> WindowState:
         """Read the newest behaviours; what they ask for depends on no request."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.checks import check_config
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.item_vectors import ItemVectors
 from sostenuto.layers.window import Along, Window, WindowState, windows_along
 from sostenuto.ops.bucketed_attention import IdlePlaces, LengthBuckets, bucketed_attention, length_buckets
@@ -76,7 +77,7 @@ class CausalBlock(nn.Module):
         for layer in (self.query, self.key_value, self.mix, self.inner, self.outer):
             nn.init.xavier_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, buckets: LengthBuckets) -> Tensor:
         """Return (N, D) of (N, D)."""
@@ -116,8 +117,8 @@ class SASRec(nn.Module):
         self.start = nn.Parameter(torch.empty(config.width).normal_(0.0, config.table_std))  # of an empty history
         self.blocks = nn.ModuleList(CausalBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
-        self.drop = nn.Dropout(config.dropout)
-        self.item_drop = nn.Dropout(config.item_dropout)
+        self.drop = Dropout(config.dropout)
+        self.item_drop = Dropout(config.item_dropout)
 
     def encode(self, histories: History) -> WindowState:
         """Read the newest behaviours; what they ask for depends on no request."""

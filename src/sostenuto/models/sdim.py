@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.checks import check_config
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.hash_buckets import Buckets, HashBuckets
@@ -124,7 +125,7 @@ class SDIM(nn.Module):
             features, items, field_dim=config.field_dim, std=config.field_std, bins=config.bins
         )
         self.kept = ItemTable()
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         num_sets = self.long.num_sets
         short_dim = dim + config.products + (NUM_GAP_FEATURES + 1 if config.gaps else 0)
         self.tower = Tower(

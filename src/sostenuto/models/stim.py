@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sostenuto.layers.checks import check_config
+from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import DistinctItems, EncodedHistory, HistoryEncoder
 from sostenuto.layers.expert_gate import Mixed, QueryGate, UniformGate
@@ -421,7 +422,7 @@ class STIM(nn.Module):
         located = config.distances and self.cells.has_points and numeric >= set(config.coordinates)
         self.distance = DistanceEncoder(config.field_dim or 8) if located else None
 
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         short_dim = dim + 1 + (NUM_GAP_FEATURES + 1 if config.gaps else 0)
         parts = 2 * (1 + (self.interests is not None)) * width  # mixed experts and interest, and their products
         self.tower = Tower(
