@@ -98,6 +98,7 @@ def invented_groups(requests=400) -> list[RunGroup]:
                     cost=Cost(
                         parameters=parameters,
                         training_s=seconds * (0.4 if short else 1),
+                        training_samples_s=1.2e6 / seconds if kind == "neural" else None,
                         serving_ms=ms * (0.3 if short and model == "din" else 0.9 if not matched else 1),
                         encode_ms=None if kind == "rule" else ms / 3,
                         length=50 if short else 2000,

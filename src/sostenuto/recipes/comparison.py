@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -239,8 +239,9 @@ def _group(name: str, runs: Sequence[PlannedRun], data: PreparedData) -> RunGrou
 
 def _curve(run: PlannedRun) -> TrainingCurve | None:
     from sostenuto.reports.comparison import TrainingCurve
+    from sostenuto.training.run_log import read_log
 
-    lines = list(_log_lines(run.folder / "log.jsonl"))
+    lines = read_log(run.folder / "log.jsonl")
     steps = [line for line in lines if line.get("kind") == "train"]
     valid = [line for line in lines if line.get("kind") == "valid" and line.get("gauc") is not None]
     if not steps:
@@ -252,12 +253,6 @@ def _curve(run: PlannedRun) -> TrainingCurve | None:
         valid_step=tuple(float(line["step"]) for line in valid),
         valid_gauc=tuple(float(line["gauc"]) for line in valid),
     )
-
-
-def _log_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield json.loads(line)
 
 
 def _budget_text(name: str) -> str:

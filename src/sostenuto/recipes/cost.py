@@ -1,4 +1,4 @@
-"""What a trained row costs: parameters, training time, state, and milliseconds per request, measured here and now."""
+"""What a trained row costs: parameters, training time and rate, state, and milliseconds per request."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def measure_cost(folders: Sequence[Path], data: PreparedData) -> Cost:
     return Cost(
         parameters=finished[0]["parameters"] or None,
         training_s=statistics.fmean(f["seconds"] for f in finished),
+        training_samples_s=_samples_per_second(folders[0] / "log.jsonl"),
         serving_ms=serving_ms,
         encode_ms=encode_ms,
         length=int(whole.histories.item.shape[0]),
@@ -78,6 +79,14 @@ def measure_cost(folders: Sequence[Path], data: PreparedData) -> Cost:
         state_bytes=tensor_bytes(state),
         match_bytes=match_bytes,
     )
+
+
+def _samples_per_second(log: Path) -> float | None:
+    """Return candidates per second over the training steps of a run, pauses left out; None where nothing is trained."""
+    from sostenuto.training.run_log import read_log
+
+    rates = [line["candidates_per_s"] for line in read_log(log) if line.get("kind") == "train"]
+    return statistics.harmonic_mean(rates) if rates and min(rates) > 0 else None
 
 
 def _with_candidates(requests: Any, row: Any, items: Any) -> Any:

@@ -80,6 +80,7 @@ class Cost(_Record):
 
     parameters: int | None = None
     training_s: float | None = None  # mean over seeds, wall clock
+    training_samples_s: float | None = None  # candidates that a second of training steps gets through
     serving_ms: float | None = None  # median per request with `candidates` candidates, user state at hand
     encode_ms: float | None = None  # median to encode one user's history of `length` behaviours
     length: int | None = None  # behaviours in the history of the measurement

@@ -355,6 +355,7 @@ def _costs(comparison: ComparisonResult) -> Markup:
         "Model",
         "parameters",
         "training",
+        "samples / s",
         "ms / request",
         "ms / encode",
         "history",
@@ -368,6 +369,7 @@ def _costs(comparison: ComparisonResult) -> Markup:
         cells = (
             (c.parameters, short_count(c.parameters)),
             (c.training_s, duration(c.training_s)),
+            (c.training_samples_s, thousands(c.training_samples_s)),
             (c.serving_ms, significant(c.serving_ms)),
             (c.encode_ms, significant(c.encode_ms)),
             (c.length, thousands(c.length)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sostenuto.reports.comparison import ComparisonResult, Row
-from sostenuto.reports.numbers import NONE, byte_size, fixed, significant
+from sostenuto.reports.numbers import NONE, byte_size, fixed, significant, thousands
 from sostenuto.reports.verdict import metric_title, row_label
 
 MARKS = {"beats": "\N{BLACK UP-POINTING TRIANGLE}", "loses": "\N{BLACK DOWN-POINTING TRIANGLE}", "even": "="}
@@ -30,7 +30,7 @@ def markdown_table(comparison: ComparisonResult, *, metrics: Sequence[str] = ("g
     """
     heads = ["model", "history", "match"]
     heads += [f"{metric_title(m)}, {name}" for m in metrics for name in comparison.lists]
-    heads = [_plain(head) for head in [*heads, "ms / request", "state"]]
+    heads = [_plain(head) for head in [*heads, "samples / s", "ms / request", "state"]]
     lines = [heads, ["---", "---", "---", *(["---:"] * (len(heads) - 3))]]
     for row in comparison.ranked(comparison.lists[0]):
         cells = [row.title + (" (baseline)" if row.key == comparison.baseline else ""), row.history]
@@ -41,7 +41,8 @@ def markdown_table(comparison: ComparisonResult, *, metrics: Sequence[str] = ("g
                 spread = "" if score is None or score.spread is None else f" ± {fixed(score.spread)}"
                 value = NONE if score is None else fixed(score.mean) + spread
                 cells.append(value + (_mark(row, name) if metric == comparison.headline and name in row.lists else ""))
-        cells += [significant(row.cost.serving_ms), byte_size(row.cost.state_bytes)]
+        cost = row.cost
+        cells += [thousands(cost.training_samples_s), significant(cost.serving_ms), byte_size(cost.state_bytes)]
         lines.append([_plain(cell) for cell in cells])
     base = _plain(row_label(comparison.row(comparison.baseline)))
     legend = f"{MARKS['beats']} beats {base}, {MARKS['loses']} loses to it, = no clear difference"
