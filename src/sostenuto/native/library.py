@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sostenuto.schema.errors import NoLibrary
 
-VERSION = 9  # of the C interface; a library of another version is not used
+VERSION = 10  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/library.cpp
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -81,6 +81,7 @@ class AttentionGradients(ctypes.Structure):
             "weights",
             "signs",
             "d_out",
+            "d_weights",
             "d_query",
             "d_query_hidden",
             "d_key",
@@ -166,6 +167,46 @@ class MatchInputs(ctypes.Structure):
     _fields_ = [(name, _P) for name in ("time_ms", "moment", "key", "key_stride", "asked", "asked_stride")]
 
 
+class RecurrenceShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("requests", "candidates", "steps", "units", "cell", "every", "threads")),
+        *((name, _P) for name in ("query_offsets", "key_offsets")),
+    ]
+
+
+class RecurrenceInputs(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [(name, _P) for name in ("inputs", "attention", "initial", "weight", "bias")]
+
+
+class RecurrenceOutputs(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [(name, _P) for name in ("last", "states", "kept")]
+
+
+class RecurrenceGradients(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        (name, _P)
+        for name in (
+            "states",
+            "kept",
+            "d_last",
+            "d_states",
+            "d_inputs",
+            "d_attention",
+            "d_initial",
+            "d_weight",
+            "d_bias",
+        )
+    ]
+
+
 _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_attention_pairs": 1,
     "sostenuto_attention_forward": 3,
@@ -186,12 +227,16 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_update_rows": 7,
     "sostenuto_match": 3,
     "sostenuto_lower_bounds": 6,
+    "sostenuto_recurrence_kept": 1,
+    "sostenuto_recurrence_forward": 3,
+    "sostenuto_recurrence_backward": 3,
 }
 _RETURNS = {  # the others return nothing
     "sostenuto_attention_pairs": _I,
     "sostenuto_distinct_rows": _I,
     "sostenuto_update_rows": _I,
     "sostenuto_match": _I,
+    "sostenuto_recurrence_kept": _I,
 }
 
 
@@ -303,6 +348,10 @@ __all__ = [
     "MatchInputs",
     "MatchShape",
     "PeakShape",
+    "RecurrenceGradients",
+    "RecurrenceInputs",
+    "RecurrenceOutputs",
+    "RecurrenceShape",
     "RowUpdate",
     "RowsShape",
     "SearchShape",

@@ -429,6 +429,8 @@ void backward_request(const AttentionShape& s, const AttentionInputs& in, const 
     for (int64_t c = 0; c < count; ++c)
       weight_gradients(parts, key0 + j, std::min(kBlock, length - j), d_out + c * parts.width,
                        d_scores + c * length + j);
+  if (g.d_weights)
+    for (int64_t i = 0; i < count * length; ++i) d_scores[i] += g.d_weights[pair0 + i];
   if (s.width)
     value_gradients(length, s.width, count, weights, length, d_out + parts.part[parts.count - 1].column, parts.width,
                     g.d_value + key0 * s.width, space.values);

@@ -44,6 +44,7 @@ struct AttentionGradients {
   const float* weights;   // as the forward pass kept them
   const uint64_t* signs;  // the same
   const float* d_out;     // like out
+  const float* d_weights;  // (pairs,) of the weights themselves, or null
   float* d_query;         // all of these are written; those of the weights are added to and start at 0
   float* d_query_hidden;
   float* d_key;
@@ -152,6 +153,46 @@ struct MatchInputs {
   const int64_t* asked_stride;      // (levels,)
 };
 
+// Recurrent states along jagged rows; letters as in ops/recurrence.py. Every candidate of a request goes through the
+// steps of that request in order.
+struct RecurrenceShape {
+  int64_t requests;   // B
+  int64_t candidates;  // Nc
+  int64_t steps;      // Nh
+  int64_t units;      // H, a multiple of 16
+  int64_t cell;       // in the order of ops/recurrence.py
+  int64_t every;      // K, at least 1: the backward pass starts from the states before every K-th step
+  int64_t threads;
+  const int64_t* query_offsets;  // (B + 1,)
+  const int64_t* key_offsets;    // (B + 1,)
+};
+
+struct RecurrenceInputs {
+  const float* inputs;     // (Nh, 3 H) update, reset, candidate; without bias
+  const float* attention;  // (pairs,) request after request (candidates, steps), or null where the cell has none
+  const float* initial;    // (Nc, H), or null: zeros
+  const float* weight;     // (3 H, H) of the states
+  const float* bias;       // (3 H,)
+};
+
+struct RecurrenceOutputs {
+  float* last;    // (Nc, H), written
+  float* states;  // (Nh, H), written where there is one candidate per request; null: not
+  float* kept;    // states before every K-th step, candidate after candidate, that of the first step left out; or null
+};
+
+struct RecurrenceGradients {
+  const float* states;    // as the forward pass wrote them, or null
+  const float* kept;      // the same
+  const float* d_last;    // (Nc, H) or null
+  const float* d_states;  // (Nh, H) or null
+  float* d_inputs;        // (Nh, 3 H), added to: starts at 0
+  float* d_attention;     // (pairs,) written, or null
+  float* d_initial;       // (Nc, H) written, or null
+  float* d_weight;        // (3 H, H) written
+  float* d_bias;          // (3 H,) written
+};
+
 #define SOSTENUTO_EXPORT __attribute__((visibility("default")))
 
 extern "C" {
@@ -212,4 +253,11 @@ SOSTENUTO_EXPORT int64_t sostenuto_match(const MatchShape*, const MatchInputs*, 
 // bound, or high.
 SOSTENUTO_EXPORT void sostenuto_lower_bounds(const RowsShape*, const int64_t* values, const int64_t* bound,
                                              const int64_t* low, const int64_t* high, int64_t* position);
+// How many states are kept; -1 or -2 when the offsets of the candidates or of the steps do not rise from 0 to how many
+// there are. The other two entries take it that they do.
+SOSTENUTO_EXPORT int64_t sostenuto_recurrence_kept(const RecurrenceShape*);
+SOSTENUTO_EXPORT void sostenuto_recurrence_forward(const RecurrenceShape*, const RecurrenceInputs*,
+                                                   const RecurrenceOutputs*);
+SOSTENUTO_EXPORT void sostenuto_recurrence_backward(const RecurrenceShape*, const RecurrenceInputs*,
+                                                    const RecurrenceGradients*);
 }
