@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tests.ops.shapes import offsets_of, row_pairs
 
 from sostenuto.native.library import available, using
-from sostenuto.ops.native_attention import attend, attention
+from sostenuto.ops.native_attention import attend, attention, attention_weights
 from sostenuto.ops.target_attention import NORMALISERS, UnitWeights, target_attention
+from sostenuto.ops.target_attention import attention_weights as weights_of
 
 LIBRARIES = available()
 pytestmark = pytest.mark.skipif(not LIBRARIES, reason="no compiled library is here: install with a C++ compiler")
@@ -59,6 +60,13 @@ class Case:
             normalise=normalise,
             with_key=self.with_key,
         )
+
+    def weighed(self, normalise):
+        unit = self.unit._replace(out_bias=self.unit.out_bias[0])
+        rows = (self.query, self.query_offsets, self.key, self.key_offsets)
+        out = weights_of(*rows, unit, key_hidden=self.key_hidden, normalise=normalise)
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
+        return out, torch.autograd.grad(out, self.leaves(), upstream, allow_unused=True, materialize_grads=True)
 
     def answer(self, normalise):
         out = self.scored(normalise)
@@ -253,6 +261,33 @@ def test_threads_change_no_bit(name):
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
+@settings(max_examples=30, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 70), st.integers(0, 5)), min_size=1, max_size=3),
+    dims=st.tuples(st.integers(1, 40), st.integers(1, 80)),
+    seed=st.integers(0, 999),
+    slope=st.booleans(),
+    hidden=st.booleans(),
+    normalise=st.sampled_from(NORMALISERS),
+    threads=st.sampled_from([1, 2]),
+)
+def test_the_weights_themselves_equal_the_definition(name, pairs, dims, seed, slope, hidden, normalise, threads):
+    switches = {"slope": slope, "hidden": hidden, "scale": 0.5}
+    with using(None):
+        plain = Case([(1, 1), *pairs], (*dims, 0), seed, dtype=torch.float64, **switches).weighed(normalise)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with using(LIBRARIES[name]):
+            twin = Case([(1, 1), *pairs], (*dims, 0), seed, dtype=torch.float32, **switches).weighed(normalise)
+    finally:
+        torch.set_num_threads(before)
+    assert_near(twin[0], plain[0])
+    for found, expected in zip(twin[1], plain[1], strict=True):
+        assert_near(found, expected)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_offsets_beyond_the_arrays_are_refused(name):
     case = Case([(3, 2)], (4, 4, 4), 0, slope=False, hidden=False, dtype=torch.float32)
     for offsets in ([0, 4], [1, 3], [0, 5, 3], [0]):
@@ -286,3 +321,6 @@ def test_the_operator_is_registered_whole(name):
         torch.library.opcheck(
             attention, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
         )
+        checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+        weighed = (*arguments[:4], *arguments[5:12], 1)
+        torch.library.opcheck(attention_weights, weighed, test_utils=checks)

@@ -7,7 +7,14 @@ from tests.reference.slow_attention import slow_target_attention
 from torch import nn
 
 import sostenuto.ops.target_attention as module
-from sostenuto.ops.target_attention import NORMALISERS, UnitWeights, deep_target_attention, factor, target_attention
+from sostenuto.ops.target_attention import (
+    NORMALISERS,
+    UnitWeights,
+    attention_weights,
+    deep_target_attention,
+    factor,
+    target_attention,
+)
 
 D, H, V = 3, 4, 5
 
@@ -72,6 +79,27 @@ class Case:
             normalise=normalise,
         )
 
+    def weighed(self, normalise, deeper=None):
+        """Sum the values by the weights of pairs, which lie request after request."""
+        weights = attention_weights(
+            self.query,
+            self.query_offsets,
+            self.key,
+            self.key_offsets,
+            self.unit(),
+            deeper,
+            key_hidden=self.key_hidden,
+            normalise=normalise,
+        )
+        parts, start = [], 0
+        bounds = zip(self.query_offsets.diff().tolist(), self.key_offsets.tolist(), self.key_offsets[1:].tolist())
+        for count, first, last in bounds:
+            pairs = weights[start : start + count * (last - first)].view(count, last - first)
+            parts.append(pairs @ self.value[first:last])
+            start += pairs.numel()
+        assert start == len(weights)
+        return torch.cat(parts)
+
     def slow(self, normalise):
         return slow_target_attention(
             self.query,
@@ -112,6 +140,14 @@ switches = {
 def test_the_factored_unit_equals_the_loop_over_four_parts(pairs, seed, slope, hidden, normalise):
     case = Case([(1, 1), *pairs], seed, slope=slope, hidden=hidden)
     assert_same_values_and_gradients(case, case.fast(normalise), case.slow(normalise))
+
+
+@settings(max_examples=30)
+@given(**switches)
+def test_the_weights_themselves_are_those_of_the_loop(pairs, seed, slope, hidden, normalise):
+    case = Case([(1, 1), *pairs], seed, slope=slope, hidden=hidden)
+    assert_same_values_and_gradients(case, case.weighed(normalise), case.slow(normalise))
+    assert_same_values_and_gradients(case, case.weighed(normalise, nn.Identity()), case.slow(normalise))
 
 
 @settings(max_examples=30)

@@ -185,10 +185,12 @@ def _gradients(
     bias: Tensor,
     normalise: int,
     with_key: bool,
+    d_weights: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the gradients of query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias, key_hidden.
 
-    The last is empty without `key_hidden`.
+    The last is empty without `key_hidden`. What comes to the weights themselves, `d_weights`, is added to what comes
+    through their sums.
     """
     held = [t.contiguous() for t in (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)]
     extra = None if key_hidden is None else key_hidden.contiguous()
@@ -196,6 +198,7 @@ def _gradients(
     found = [torch.empty_like(t) for t in held[:4]] + [torch.zeros_like(t) for t in held[4:]]
     d_extra = query.new_empty(0) if extra is None else torch.empty_like(extra)
     kept, noted, upstream = weights.contiguous(), signs.contiguous(), d_out.contiguous()
+    of_weights = None if d_weights is None else d_weights.contiguous()
     names = ("query", "query_hidden", "key", "value", "w_key", "w_product", "w_above", "w_below", "bias")
     gradients = {f"d_{name}": _address(t) for name, t in zip(names, found, strict=True)}
     _call(
@@ -216,6 +219,7 @@ def _gradients(
             weights=_address(kept),
             signs=_address(noted),
             d_out=_address(upstream),
+            d_weights=_address(of_weights),
             d_key_hidden=None if extra is None else _address(d_extra),
         ),
     )
@@ -240,6 +244,7 @@ def _fake_gradients(
     bias: Tensor,
     normalise: int,
     with_key: bool,
+    d_weights: Tensor | None = None,
 ) -> list[Tensor]:
     held = (query, query_hidden, key, value, w_key, w_product, w_above, w_below, bias)
     return [*(torch.empty_like(t) for t in held), query.new_empty(0 if key_hidden is None else key_hidden.shape)]
@@ -309,4 +314,107 @@ def attend(*inputs: Any) -> Tensor:
     return found
 
 
-__all__ = ["attend", "attention", "attention_backward"]
+def _weigh(
+    query: Tensor,
+    query_offsets: Tensor,
+    key: Tensor,
+    key_offsets: Tensor,
+    query_hidden: Tensor,
+    key_hidden: Tensor | None,
+    w_key: Tensor,
+    w_product: Tensor,
+    w_above: Tensor,
+    w_below: Tensor,
+    bias: Tensor,
+    normalise: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the weights of all pairs and the signs of their hidden layers; nothing is summed. Arguments as above."""
+    weights = (w_key, w_product, w_above, w_below, bias)
+    _, found, signs = _forward(
+        query, query_offsets, key, key_offsets, _nothing(key), query_hidden, key_hidden, *weights, normalise, False, True
+    )
+    return found, signs
+
+
+def _nothing(key: Tensor) -> Tensor:
+    return key.new_empty(key.shape[0], 0)
+
+
+def _fake_weigh(
+    query: Tensor,
+    query_offsets: Tensor,
+    key: Tensor,
+    key_offsets: Tensor,
+    query_hidden: Tensor,
+    key_hidden: Tensor | None,
+    w_key: Tensor,
+    w_product: Tensor,
+    w_above: Tensor,
+    w_below: Tensor,
+    bias: Tensor,
+    normalise: int,
+) -> tuple[Tensor, Tensor]:
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    return key.new_empty(pairs), query_offsets.new_empty(pairs, _words(w_key.shape[0]))
+
+
+def _setup_weigh(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.normalise = inputs
+    ctx.has_extra = tensors[5] is not None
+    ctx.save_for_backward(*output, *(t for t in tensors if t is not None))
+
+
+def _weigh_backward(
+    ctx: Any, d_weights: Tensor, *_: Tensor | None, run: Callable[..., list[Tensor]] = attention_backward
+) -> tuple[Tensor | None, ...]:
+    weights, signs, query, query_offsets, key, key_offsets, query_hidden, *rest = ctx.saved_tensors
+    key_hidden = rest.pop(0) if ctx.has_extra else None
+    d_query, d_query_hidden, d_key, _, *d_shared, d_extra = run(
+        query.new_empty(query.shape[0], 0),
+        weights,
+        signs,
+        query,
+        query_offsets,
+        key,
+        key_offsets,
+        _nothing(key),
+        query_hidden,
+        key_hidden,
+        *rest,
+        ctx.normalise,
+        False,
+        d_weights,
+    )
+    return d_query, None, d_key, None, d_query_hidden, d_extra if ctx.has_extra else None, *d_shared, None
+
+
+attention_weights = operator(
+    "attention_weights", _weigh, fake=_fake_weigh, backward=_weigh_backward, setup_context=_setup_weigh
+)
+
+
+class _Weigh(torch.autograd.Function):
+    """The operator without torch's dispatch."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        found = _weigh(*inputs)
+        _setup_weigh(ctx, inputs, found)
+        return found[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_weights: Tensor) -> tuple[Tensor | None, ...]:
+        return _weigh_backward(ctx, d_weights, run=_gradients)
+
+
+def weigh(*inputs: Any, learns: bool) -> Tensor:
+    """Return what `attention_weights` returns first: the operator where torch looks on, a direct call elsewhere."""
+    if not torch.compiler.is_compiling():
+        found: Tensor = _Weigh.apply(*inputs) if learns else _weigh(*inputs)[0]  # type: ignore[no-untyped-call]
+    else:
+        found = attention_weights(*inputs)[0]
+    return found
+
+
+__all__ = ["attend", "attention", "attention_backward", "attention_weights", "weigh"]

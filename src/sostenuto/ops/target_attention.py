@@ -24,7 +24,7 @@ measure; without them it is slower.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from sostenuto.ops.backend import is_usable
-from sostenuto.ops.native_attention import attend
+from sostenuto.ops.native_attention import attend, weigh
 
 Normalise = Literal["none", "softmax", "sqrt_length"]
 NORMALISERS: tuple[Normalise, ...] = ("none", "softmax", "sqrt_length")  # in the order of native/source/interface.h
@@ -461,6 +461,93 @@ def _plain(
     return out
 
 
+def attention_weights(
+    query: Tensor,
+    query_offsets: Tensor,
+    key: Tensor,
+    key_offsets: Tensor,
+    unit: UnitWeights,
+    deeper: Callable[[Tensor], Tensor] | None = None,
+    *,
+    key_hidden: Tensor | None = None,
+    normalise: Normalise = "softmax",
+) -> Tensor:
+    """Return the weights themselves, for a reader that does something else with them than a sum.
+
+    Args:
+        query: (Nc, D); this and the others are as in `target_attention`.
+        query_offsets: (B + 1,).
+        key: (Nh, D).
+        key_offsets: (B + 1,).
+        unit: the activation unit.
+        deeper: further hidden layers, as in `deep_target_attention`.
+        key_hidden: (Nh, H).
+        normalise: "none", "softmax" or "sqrt_length".
+
+    Returns:
+        (pairs,) request after request, in each candidate after candidate: (candidates, behaviours) of the request.
+    """
+    if deeper is None and _lower_precision(query.device) is None and is_usable(query, key, unit.key, key_hidden):
+        query_hidden = torch.addmm(unit.bias, query, unit.query.T)
+        below = torch.zeros_like(unit.out) if unit.slope is None else unit.out * unit.slope
+        shared = (unit.key, unit.product, unit.out, below, unit.out_bias)
+        inputs = (query, key, query_hidden, key_hidden, *shared)
+        learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+        kind = NORMALISERS.index(normalise)
+        return weigh(
+            query, query_offsets, key, key_offsets, query_hidden, key_hidden, *shared, kind, learns=learns
+        )
+
+    def weights(*tensors: Tensor | None) -> Tensor:
+        q, k, e = tensors
+        return _unit_weights(q, k, e, unit, deeper, normalise).T.flatten()
+
+    parts = [
+        _checkpointed(weights, query[c], key[j], None if key_hidden is None else key_hidden[j])
+        for c, j in _request_parts(query_offsets.tolist(), key_offsets.tolist())
+        if j.stop > j.start
+    ]
+    return torch.cat(parts) if parts else query.new_zeros(0)
+
+
+def _request_parts(query_offsets: list[int], key_offsets: list[int]) -> Iterator[tuple[slice, slice]]:
+    """Yield blocks of candidates of each request, and the request's behaviours."""
+    for b in range(len(query_offsets) - 1):
+        for c in range(query_offsets[b], query_offsets[b + 1], CANDIDATE_BLOCK):
+            last = min(c + CANDIDATE_BLOCK, query_offsets[b + 1])
+            yield slice(c, last), slice(key_offsets[b], key_offsets[b + 1])
+
+
+def _checkpointed(function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+    if not torch.is_grad_enabled():
+        return function(*tensors)
+    found: Tensor = checkpoint(function, *tensors, use_reentrant=False)
+    return found
+
+
+def _unit_weights(
+    q: Tensor | None,
+    k: Tensor | None,
+    e: Tensor | None,
+    unit: UnitWeights,
+    deeper: Callable[[Tensor], Tensor] | None,
+    normalise: Normalise,
+) -> Tensor:
+    """Return the (L, C) weights of one request: q (C, D), k (L, D), e (L, H)."""
+    assert q is not None
+    assert k is not None
+    stacked = unit.key + unit.product * q[:, None, :]
+    pre = torch.einsum("jd,chd->jch", k, stacked) + torch.addmm(unit.bias, q, unit.query.T)
+    if e is not None:
+        pre = pre + e[:, None, :]
+    first = pre.relu() if unit.slope is None else torch.where(pre > 0, pre, pre * unit.slope)
+    last = first.flatten(0, 1) if deeper is None else deeper(first.flatten(0, 1))
+    scores = (last @ unit.out).view(first.shape[:2]) + unit.out_bias
+    if normalise == "sqrt_length":
+        return scores * scores.shape[0] ** -0.5
+    return scores.softmax(0) if normalise == "softmax" else scores
+
+
 def deep_target_attention(
     query: Tensor,
     query_offsets: Tensor,
@@ -481,34 +568,25 @@ def deep_target_attention(
 
     def attend(*tensors: Tensor | None) -> Tensor:
         q, k, v, e = tensors
-        assert q is not None
-        assert k is not None
         assert v is not None
-        stacked = unit.key + unit.product * q[:, None, :]
-        pre = torch.einsum("jd,chd->jch", k, stacked) + torch.addmm(unit.bias, q, unit.query.T)
-        if e is not None:
-            pre = pre + e[:, None, :]
-        first = pre.relu() if unit.slope is None else torch.where(pre > 0, pre, pre * unit.slope)
-        scores = (deeper(first.flatten(0, 1)) @ unit.out).view(first.shape[:2]) + unit.out_bias
-        weights = scores.softmax(0) if normalise == "softmax" else scores
-        if normalise == "sqrt_length":
-            weights = scores * scores.shape[0] ** -0.5
-        return weights.T @ v
+        return _unit_weights(q, k, e, unit, deeper, normalise).T @ v
 
     parts = []
-    starts, ends = query_offsets.tolist(), key_offsets.tolist()
-    for b in range(len(starts) - 1):
-        j0, j1 = ends[b], ends[b + 1]
-        for c in range(starts[b], starts[b + 1], CANDIDATE_BLOCK):
-            q = query[c : min(c + CANDIDATE_BLOCK, starts[b + 1])]
-            if j0 == j1:
-                parts.append(value.new_zeros(q.shape[0], value.shape[1]))
-                continue
-            tensors = (q, key[j0:j1], value[j0:j1], None if key_hidden is None else key_hidden[j0:j1])
-            parts.append(
-                checkpoint(attend, *tensors, use_reentrant=False) if torch.is_grad_enabled() else attend(*tensors)
-            )
+    for c, j in _request_parts(query_offsets.tolist(), key_offsets.tolist()):
+        if j.start == j.stop:
+            parts.append(value.new_zeros(c.stop - c.start, value.shape[1]))
+            continue
+        extra = None if key_hidden is None else key_hidden[j]
+        parts.append(_checkpointed(attend, query[c], key[j], value[j], extra))
     return torch.cat(parts) if parts else value.new_zeros(0, value.shape[1])
 
 
-__all__ = ["NORMALISERS", "Normalise", "UnitWeights", "deep_target_attention", "factor", "target_attention"]
+__all__ = [
+    "NORMALISERS",
+    "Normalise",
+    "UnitWeights",
+    "attention_weights",
+    "deep_target_attention",
+    "factor",
+    "target_attention",
+]
