@@ -1,4 +1,4 @@
-"""Recurrent states: the plain form against the loop, its compiled twins against the plain form, and the cells' limits."""
+"""Recurrent states: the plain form against the loop, the compiled twins against the plain form, the cells' limits."""
 
 import pytest
 import torch

@@ -92,7 +92,9 @@ class Case:
             normalise=normalise,
         )
         parts, start = [], 0
-        bounds = zip(self.query_offsets.diff().tolist(), self.key_offsets.tolist(), self.key_offsets[1:].tolist())
+        bounds = zip(
+            self.query_offsets.diff().tolist(), self.key_offsets.tolist(), self.key_offsets[1:].tolist(), strict=False
+        )
         for count, first, last in bounds:
             pairs = weights[start : start + count * (last - first)].view(count, last - first)
             parts.append(pairs @ self.value[first:last])

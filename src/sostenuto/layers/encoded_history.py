@@ -31,6 +31,12 @@ class EncodedHistory:
         """(B,) int64 behaviours per user."""
         return self.offsets[1:] - self.offsets[:-1]
 
+    def gaps_to(self, context: Context) -> Tensor:
+        """Return (N, NUM_GAP_FEATURES + 1): the gap to the request, rhythms, and whether at the same (known) place."""
+        row = row_index(self.offsets)
+        same = (self.place == context.place[row]) & (self.place > 0)
+        return torch.cat([gap_features(context.time_ms[row] - self.time_ms), same.float()[:, None]], 1)
+
     def take(self, taken: Taken) -> EncodedHistory:
         """Return the behaviours at the taken positions."""
         return EncodedHistory(
@@ -161,9 +167,7 @@ class HistoryEncoder(nn.Module):
         """
         if self.from_request is None:
             return state.side, None
-        row = row_index(state.offsets)
-        same = (state.place == context.place[row]) & (state.place > 0)
-        gaps = torch.cat([gap_features(context.time_ms[row] - state.time_ms), same.float()[:, None]], 1)
+        gaps = state.gaps_to(context)
         hidden = self.from_request(gaps)
         return hidden if state.side is None else state.side + hidden, gaps
 

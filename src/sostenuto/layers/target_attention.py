@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.initialise import xavier_linear
-from sostenuto.ops.target_attention import Normalise, UnitWeights, deep_target_attention, target_attention
+from sostenuto.ops.target_attention import (
+    Normalise,
+    UnitWeights,
+    attention_weights,
+    deep_target_attention,
+    target_attention,
+)
 
 
 class TargetAttention(nn.Module):
@@ -67,15 +73,7 @@ class TargetAttention(nn.Module):
             value: (Nh, V) what is summed beside the keys; V may be 0. The rest is as in
                 `ops.target_attention.target_attention`.
         """
-        unit = UnitWeights(
-            key=self.key,
-            query=self.query,
-            product=self.product,
-            bias=self.bias,
-            out=self.readout.weight[0],
-            out_bias=self.readout.bias[0],
-            slope=self.slope,
-        )
+        unit = self._unit()
         if len(self.deeper):
             return deep_target_attention(
                 query,
@@ -100,5 +98,80 @@ class TargetAttention(nn.Module):
             with_key=True,
         )
 
+    def weights(
+        self, query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, key_hidden: Tensor | None = None
+    ) -> Tensor:
+        """Return the (pairs,) weights themselves, as `ops.target_attention.attention_weights` orders them."""
+        return attention_weights(
+            query,
+            query_offsets,
+            key,
+            key_offsets,
+            self._unit(),
+            self.deeper if len(self.deeper) else None,
+            key_hidden=key_hidden,
+            normalise=self.normalise,
+        )
 
-__all__ = ["TargetAttention"]
+    def _unit(self) -> UnitWeights:
+        return UnitWeights(
+            key=self.key,
+            query=self.query,
+            product=self.product,
+            bias=self.bias,
+            out=self.readout.weight[0],
+            out_bias=self.readout.bias[0],
+            slope=self.slope,
+        )
+
+
+class ProductAttention(nn.Module):
+    """Weigh behaviours by their inner product with a query: softmax over k . q + e, with e what else is known of k.
+
+    It is an activation unit whose one hidden unit adds up the product and is read as it is, so it shares every form of
+    the operation.
+
+    Args:
+        dim: D, width of queries and keys.
+        normalise: see `ops.target_attention`.
+    """
+
+    zeros: Tensor
+    ones: Tensor
+
+    def __init__(self, dim: int, *, normalise: Normalise = "softmax") -> None:
+        super().__init__()
+        self.register_buffer("zeros", torch.zeros(1, dim), persistent=False)
+        self.register_buffer("ones", torch.ones(1, dim), persistent=False)
+        self.normalise: Normalise = normalise
+
+    def forward(
+        self,
+        query: Tensor,
+        query_offsets: Tensor,
+        key: Tensor,
+        key_offsets: Tensor,
+        value: Tensor,
+        key_hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Return (Nc, D + V) like `TargetAttention`; `key_hidden` is (Nh, 1)."""
+        rows = (query, query_offsets, key, key_offsets)
+        return target_attention(
+            *rows, value, self._unit(), key_hidden=key_hidden, normalise=self.normalise, with_key=True
+        )
+
+    def weights(
+        self, query: Tensor, query_offsets: Tensor, key: Tensor, key_offsets: Tensor, key_hidden: Tensor | None = None
+    ) -> Tensor:
+        """Return the (pairs,) weights themselves; `key_hidden` is (Nh, 1)."""
+        rows = (query, query_offsets, key, key_offsets)
+        return attention_weights(*rows, self._unit(), key_hidden=key_hidden, normalise=self.normalise)
+
+    def _unit(self) -> UnitWeights:
+        none, one = self.zeros[0, :1], self.ones[0, :1]
+        return UnitWeights(
+            key=self.zeros, query=self.zeros, product=self.ones, bias=none, out=one, out_bias=none[0], slope=one
+        )
+
+
+__all__ = ["ProductAttention", "TargetAttention"]

@@ -151,6 +151,21 @@ _add(
 )
 _add(
     ModelEntry(
+        name="dien",
+        title="Deep Interest Evolution Network",
+        paper="Zhou et al., AAAI 2019, arXiv:1809.03672",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        ordered=True,
+        where="sostenuto.models.dien:DIEN",
+        config="sostenuto.models.dien:DIENConfig",
+    )
+)
+_add(
+    ModelEntry(
         name="sdim",
         title="Sampling-based Deep Interest Modelling",
         paper="Cao et al., CIKM 2022, arXiv:2205.10249",

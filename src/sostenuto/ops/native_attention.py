@@ -331,7 +331,17 @@ def _weigh(
     """Return the weights of all pairs and the signs of their hidden layers; nothing is summed. Arguments as above."""
     weights = (w_key, w_product, w_above, w_below, bias)
     _, found, signs = _forward(
-        query, query_offsets, key, key_offsets, _nothing(key), query_hidden, key_hidden, *weights, normalise, False, True
+        query,
+        query_offsets,
+        key,
+        key_offsets,
+        _nothing(key),
+        query_hidden,
+        key_hidden,
+        *weights,
+        normalise,
+        False,
+        True,
     )
     return found, signs
 
@@ -369,7 +379,7 @@ def _weigh_backward(
 ) -> tuple[Tensor | None, ...]:
     weights, signs, query, query_offsets, key, key_offsets, query_hidden, *rest = ctx.saved_tensors
     key_hidden = rest.pop(0) if ctx.has_extra else None
-    d_query, d_query_hidden, d_key, _, *d_shared, d_extra = run(
+    d_query, d_query_hidden, d_key, _d_value, *d_shared, d_extra = run(
         query.new_empty(query.shape[0], 0),
         weights,
         signs,
@@ -410,10 +420,13 @@ class _Weigh(torch.autograd.Function):
 
 def weigh(*inputs: Any, learns: bool) -> Tensor:
     """Return what `attention_weights` returns first: the operator where torch looks on, a direct call elsewhere."""
-    if not torch.compiler.is_compiling():
-        found: Tensor = _Weigh.apply(*inputs) if learns else _weigh(*inputs)[0]  # type: ignore[no-untyped-call]
-    else:
+    found: Tensor
+    if torch.compiler.is_compiling():
         found = attention_weights(*inputs)[0]
+    elif learns:
+        found = _Weigh.apply(*inputs)  # type: ignore[no-untyped-call]
+    else:
+        found = _weigh(*inputs)[0]
     return found
 
 

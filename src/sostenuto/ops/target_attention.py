@@ -494,9 +494,7 @@ def attention_weights(
         inputs = (query, key, query_hidden, key_hidden, *shared)
         learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
         kind = NORMALISERS.index(normalise)
-        return weigh(
-            query, query_offsets, key, key_offsets, query_hidden, key_hidden, *shared, kind, learns=learns
-        )
+        return weigh(query, query_offsets, key, key_offsets, query_hidden, key_hidden, *shared, kind, learns=learns)
 
     def weights(*tensors: Tensor | None) -> Tensor:
         q, k, e = tensors
@@ -542,9 +540,9 @@ def _unit_weights(
         pre = pre + e[:, None, :]
     first = pre.relu() if unit.slope is None else torch.where(pre > 0, pre, pre * unit.slope)
     last = first.flatten(0, 1) if deeper is None else deeper(first.flatten(0, 1))
-    scores = (last @ unit.out).view(first.shape[:2]) + unit.out_bias
+    scores: Tensor = (last @ unit.out).view(first.shape[:2]) + unit.out_bias
     if normalise == "sqrt_length":
-        return scores * scores.shape[0] ** -0.5
+        return scores * float(scores.shape[0]) ** -0.5
     return scores.softmax(0) if normalise == "softmax" else scores
 
 
