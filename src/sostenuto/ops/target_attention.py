@@ -542,7 +542,7 @@ def _unit_weights(
     last = first.flatten(0, 1) if deeper is None else deeper(first.flatten(0, 1))
     scores: Tensor = (last @ unit.out).view(first.shape[:2]) + unit.out_bias
     if normalise == "sqrt_length":
-        return scores * float(scores.shape[0]) ** -0.5
+        scores = scores * scores.shape[0] ** -0.5
     return scores.softmax(0) if normalise == "softmax" else scores
 
 

@@ -1,4 +1,4 @@
-"""DIEN and the rows of its tables: the newest 200 behaviours, because a recurrent layer goes through them one by one."""
+"""DIEN and the rows of its tables: over the newest 200 behaviours, which a recurrent layer takes one by one."""
 
 from __future__ import annotations
 
