@@ -17,7 +17,7 @@ SCORERS: tuple[Scorer, ...] = ("network", "product")
 
 
 class PairNetwork(nn.Module):
-    """A small network with PReLU units on [h; e], one logit. Its first layer is taken apart: h meets it once.
+    """A small network with ReLU units on [h; e], one logit. Its first layer is taken apart: h meets it once.
 
     The released code has sigmoid units behind a batch normalisation; without the latter they learn far more slowly.
 
@@ -33,9 +33,9 @@ class PairNetwork(nn.Module):
         self.of_state = nn.Parameter(both.weight.detach()[:, :state_dim].clone())
         self.of_item = nn.Parameter(both.weight.detach()[:, state_dim:].clone())
         self.bias = nn.Parameter(torch.zeros(units[0]))
-        layers: list[nn.Module] = [nn.PReLU(units[0], init=0.1)]
+        layers: list[nn.Module] = [nn.ReLU(inplace=True)]
         for before, width in itertools.pairwise(units):
-            layers += [xavier_linear(before, width), nn.PReLU(width, init=0.1)]
+            layers += [xavier_linear(before, width), nn.ReLU(inplace=True)]
         self.deeper = nn.Sequential(*layers, xavier_linear(units[-1], 1))
 
     def forward(self, state: Tensor, items: Sequence[Tensor]) -> list[Tensor]:
