@@ -175,6 +175,19 @@ def _blockwise(
     return found
 
 
+def pair_products(query: Tensor, key: Tensor) -> Tensor:
+    """Return the (M,) float32 products of M pairs of (D,) vectors, as the plain search rounds them."""
+    return (query.detach().double() * key.detach().double()).sum(1).float()
+
+
+def pair_distances(query_code: Tensor, key_code: Tensor) -> Tensor:
+    """Return (M,) int64, the bits in which M pairs of packed signatures differ."""
+    octets = torch.arange(256, device=query_code.device)
+    ones = sum(((octets >> bit) & 1 for bit in range(8)), torch.zeros_like(octets))
+    differing = (query_code ^ key_code).contiguous().view(torch.uint8)  # 8 to a word
+    return ones[differing.long()].sum(1)
+
+
 def selected(positions: Tensor) -> Selected:
     """Make each candidate a row of its own out of the (Nc, K) positions of a search; places with -1 fall away."""
     real = positions >= 0
@@ -185,4 +198,13 @@ def selected(positions: Tensor) -> Selected:
     )
 
 
-__all__ = ["Selected", "TopK", "hamming_top_k", "inner_product_top_k", "pack_signatures", "selected"]
+__all__ = [
+    "Selected",
+    "TopK",
+    "hamming_top_k",
+    "inner_product_top_k",
+    "pack_signatures",
+    "pair_distances",
+    "pair_products",
+    "selected",
+]
