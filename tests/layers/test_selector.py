@@ -21,9 +21,9 @@ from sostenuto.layers.selector import (
     SearchIndex,
     finest_kind,
     searched_kind,
-    signatures,
 )
 from sostenuto.native.library import available, using
+from sostenuto.ops.top_k import pack_signatures
 from sostenuto.schema.errors import SpecError
 
 FORMS = {"plain": None, **available()}
@@ -37,7 +37,7 @@ def rows_of(kind, count, rng):
         return torch.from_numpy(rng.integers(0, 4, count))
     if kind == "product":
         return torch.from_numpy(rng.integers(-1, 2, (count, 3))).float()
-    return signatures(torch.from_numpy(rng.random((count, 3)) < 0.5))
+    return pack_signatures(torch.from_numpy(rng.random((count, 3)) < 0.5))
 
 
 def times_of(lengths, rng):
@@ -158,7 +158,7 @@ def test_an_index_folds_events_in_exactly(kind, pairs, later, kept, seed):
 
 def test_ties_go_to_the_newer_and_the_moment_that_the_cut_would_split_stays_whole():
     times = torch.tensor([1, 2, 2, 2, 3])
-    zero = signatures(torch.zeros(5, 8, dtype=torch.bool))
+    zero = pack_signatures(torch.zeros(5, 8, dtype=torch.bool))
     for selector, rows in (
         (CategorySelector(2), torch.full((5,), 7)),
         (ProductSelector(2), torch.ones(5, 1)),

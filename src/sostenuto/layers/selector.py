@@ -34,7 +34,6 @@ from sostenuto.ops.top_k import (
     Selected,
     hamming_top_k,
     inner_product_top_k,
-    pack_signatures,
     pair_distances,
     pair_products,
 )
@@ -258,11 +257,6 @@ class MaskSelector:
         return select_newest(mask, index.offsets, index.time_ms, self.kept)
 
 
-def signatures(bits: Tensor) -> Tensor:
-    """Return (N, words) int64 packed signatures of (N, G, tau) or (N, m) bits."""
-    return pack_signatures(bits.flatten(1))
-
-
 def _longest(index: SearchIndex) -> int:
     """Return the length of the longest history, at least 1: more places than that cannot be filled."""
     lengths = index.offsets[1:] - index.offsets[:-1]
@@ -287,5 +281,4 @@ __all__ = [
     "check_kept",
     "finest_kind",
     "searched_kind",
-    "signatures",
 ]
