@@ -34,7 +34,7 @@ class TWINState:
     """All behaviours, and what both stages compare."""
 
     past: Past
-    index: SearchIndex  # rows are (N, H, d), W_k k
+    index: SearchIndex  # rows are (N, H d), W_k k
 
 
 class TWIN(nn.Module):
@@ -61,11 +61,7 @@ class TWIN(nn.Module):
         projected = spread_rows(self.two_stage.exact.key(distinct.key), distinct.place)
         return TWINState(
             past=self.two_stage.encode(histories, distinct),
-            index=SearchIndex(
-                offsets=histories.offsets,
-                time_ms=histories.time_ms,
-                rows=projected.view(-1, self.config.heads, self.config.head_dim),
-            ),
+            index=SearchIndex(offsets=histories.offsets, time_ms=histories.time_ms, rows=projected),
         )
 
     def append(self, state: TWINState, events: History) -> TWINState:
@@ -77,9 +73,10 @@ class TWIN(nn.Module):
         """Return per head what the search compares: (N, d + 1), the projected behaviour and its bias."""
         history = state.past.history
         bias = self.two_stage.bias(history.side, self.two_stage.gaps(history, context))
+        projected = state.index.rows.view(-1, self.config.heads, self.config.head_dim)
         if bias is None:
-            bias = state.index.rows.new_zeros(state.index.rows.shape[:2])
-        rows = torch.cat([state.index.rows, bias[:, :, None]], 2).detach()
+            bias = projected.new_zeros(projected.shape[:2])
+        rows = torch.cat([projected, bias[:, :, None]], 2).detach()
         return [
             SearchIndex(offsets=state.index.offsets, time_ms=state.index.time_ms, rows=rows[:, head].contiguous())
             for head in range(self.config.heads)
@@ -104,7 +101,7 @@ class TWIN(nn.Module):
     def attend(self, state: TWINState, context: Context, query: Tensor, head: int, chosen: Selected) -> Tensor:
         """Return (Nc, 1, D + V), what one head makes of its selection."""
         picked = self.two_stage.picked(state.past.history, context, chosen)
-        key = few_rows(state.index.rows.flatten(1), picked.first).view(-1, *state.index.rows.shape[1:])
+        key = few_rows(state.index.rows, picked.first).view(-1, self.config.heads, self.config.head_dim)
         return selected_attention(
             query[:, head : head + 1],
             key[:, head],
