@@ -63,6 +63,24 @@ class EncodedHistory:
         )
 
 
+def request_gaps(history: EncodedHistory, positions: Tensor | None, context: Context) -> Tensor:
+    """Return (M, NUM_GAP_FEATURES + 1): gap to the request, rhythms, and whether at the same (known) place.
+
+    Args:
+        history: N behaviours.
+        positions: (M,) of some of them; None is all.
+        context: one request per user.
+    """
+    time_ms, place = history.time_ms, history.place
+    if positions is None:
+        row = row_index(history.offsets)
+    else:
+        time_ms, place = time_ms[positions], place[positions]
+        row = torch.searchsorted(history.offsets, positions, right=True) - 1
+    same = (place == context.place[row]) & (place > 0)
+    return torch.cat([gap_features(context.time_ms[row] - time_ms), same.float()[:, None]], 1)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistinctItems:
     """The distinct items of a batch of histories: what depends on the item alone is made once for each."""
@@ -161,11 +179,9 @@ class HistoryEncoder(nn.Module):
         """
         if self.from_request is None:
             return state.side, None
-        row = row_index(state.offsets)
-        same = (state.place == context.place[row]) & (state.place > 0)
-        gaps = torch.cat([gap_features(context.time_ms[row] - state.time_ms), same.float()[:, None]], 1)
+        gaps = request_gaps(state, None, context)
         hidden = self.from_request(gaps)
         return hidden if state.side is None else state.side + hidden, gaps
 
 
-__all__ = ["DistinctItems", "EncodedHistory", "HistoryEncoder"]
+__all__ = ["DistinctItems", "EncodedHistory", "HistoryEncoder", "request_gaps"]
