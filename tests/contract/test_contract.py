@@ -121,6 +121,13 @@ def ready(name, spec):
     return ranker
 
 
+def loss_of(output, labels):
+    """Return what training adds up, with equal shares."""
+    loss = binary_cross_entropy_with_logits(output.logits, labels) + sum(output.aux_losses.values())
+    heads = output.aux_heads.values()
+    return loss + sum(head.weight * binary_cross_entropy_with_logits(head.logits, labels) for head in heads)
+
+
 def logits_of(ranker, batch):
     with torch.no_grad():
         return ranker.score(ranker.encode(batch.histories), batch.candidates, batch.context).logits
@@ -289,8 +296,7 @@ def test_every_parameter_gets_a_finite_gradient(name, spec, lengths, seed):
     batch = make_batch(spec, [(4, 3), *lengths], seed)
     ranker = built(name, spec, seed=seed)
     output = ranker(batch.histories, batch.candidates, batch.context)
-    loss = binary_cross_entropy_with_logits(output.logits, batch.labels) + sum(output.aux_losses.values())
-    loss.backward()
+    loss_of(output, batch.labels).backward()
     without = [key for key, p in ranker.named_parameters() if p.grad is None]
     assert not without, f"no gradient reaches {without}"
     for key, parameter in ranker.named_parameters():
@@ -341,7 +347,7 @@ def test_a_tiny_batch_is_overfitted(name):
         for optimiser in optimisers:
             optimiser.zero_grad()
         output = ranker(batch.histories, batch.candidates, batch.context)
-        loss = binary_cross_entropy_with_logits(output.logits, batch.labels) + sum(output.aux_losses.values())
+        loss = loss_of(output, batch.labels)
         loss.backward()
         for optimiser in optimisers:
             optimiser.step()

@@ -14,7 +14,7 @@ from sostenuto.data.preparation import prepare
 from sostenuto.data.prepared import Array, PreparedData
 from sostenuto.data.spec import load_spec
 from sostenuto.data.worlds import WORLDS, WorldLog, expected_auc, make_world, world_log, world_prepared
-from sostenuto.data.worlds.table import CANDIDATES, GROUPS, HABIT_LEAST, LOYALTY, NEWEST, RARE_SHARE
+from sostenuto.data.worlds.table import CANDIDATES, GROUPS, HABIT_LEAST, LOYALTY, NEWEST, PHASE_EVENTS, RARE_SHARE
 from sostenuto.schema.errors import SpecError
 
 DAY_MS = 86_400_000
@@ -132,6 +132,24 @@ def test_prior_intents_are_seen_group_by_group() -> None:
     assert rare[GROUPS - 1] == pytest.approx(RARE_SHARE, abs=0.01)
     assert (log.item_group[log.candidate_item] == GROUPS - 1).mean() == pytest.approx(0.5, abs=0.02)
     assert kind_auc(log, share_of_group) > kind_auc(log, every_event) + 0.01
+
+
+def test_phases_follow_each_other_in_the_same_order_for_all() -> None:
+    log = world_log("phases", events=20_000, seed=1)
+    starts = np.searchsorted(log.event_user, np.arange(log.num_users))
+    place = np.arange(len(log.event_user)) - starts[log.event_user]
+    group = log.item_group[log.event_item]
+    turn = (group - place // PHASE_EVENTS) % GROUPS  # of loyal events the same for all events of a user
+    most = np.array([np.bincount(turn[log.event_user == user], minlength=GROUPS).max() for user in range(50)])
+    of_50 = np.bincount(log.event_user[log.event_user < 50])
+    loyal = LOYALTY + (1 - LOYALTY) / GROUPS
+    assert most.sum() / of_50.sum() == pytest.approx(loyal, abs=0.03)
+
+    def its_group_is_next(rows: Array, _: int) -> Array:
+        own = place[rows] // PHASE_EVENTS  # a turn comes back after all others
+        return ((len(rows) // PHASE_EVENTS - own) % GROUPS == 0).astype(float)
+
+    assert kind_auc(log, its_group_is_next) > kind_auc(log, every_event) + 0.1
 
 
 def test_place_habit_is_seen_by_place() -> None:

@@ -18,7 +18,7 @@ from sostenuto.features.cooccurrence import training_events
 from sostenuto.features.priors import communities, priors_of
 from sostenuto.schema.errors import MissingExtra, SpecError
 from sostenuto.schema.features import FeatureSpec, Field
-from sostenuto.schema.priors import PriorConfig, num_groups
+from sostenuto.schema.priors import PriorConfig, Priors, num_groups
 
 SOURCES = {
     "category": PriorConfig(source="category", groups=4),
@@ -118,7 +118,7 @@ def test_only_training_time_is_used(world: PreparedData, tmp_path: Path, name: s
     item[late] = 2 + np.random.default_rng(0).integers(0, 5, int(late.sum()))
     action[late] = 3
     write_arrays(tmp_path / "changed" / "behaviours", {"item": item, "action": action})
-    before, after = (priors_of(data, SOURCES[name]) for data in (world, PreparedData(tmp_path / "changed")))
+    before, after = priors_of(world, SOURCES[name]), _made_anew(tmp_path / "changed", name)
     for field in dataclasses.fields(before):
         a, b = getattr(before, field.name), getattr(after, field.name)
         assert a == b if field.name == "names" else torch.equal(a, b)
@@ -126,8 +126,20 @@ def test_only_training_time_is_used(world: PreparedData, tmp_path: Path, name: s
     early[~late] = 2 + np.random.default_rng(1).integers(0, 5, int((~late).sum()))
     write_arrays(tmp_path / "changed" / "behaviours", {"item": early, "action": np.where(late, action, 2)})
     if name != "none":  # and the test could have seen it
-        moved = priors_of(PreparedData(tmp_path / "changed"), SOURCES[name])
+        moved = _made_anew(tmp_path / "changed", name)
         assert not torch.equal(before.share, moved.share)
+
+
+def _made_anew(folder: Path, name: str) -> Priors:
+    shutil.rmtree(folder / "cache", ignore_errors=True)  # the manifest still has the hash of the unchanged arrays
+    return priors_of(PreparedData(folder), SOURCES[name])
+
+
+def test_communities_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = world_prepared("stable_taste", tmp_path / "w", events=4_000, items=410, seed=1)
+    first = priors_of(data, SOURCES["graph"])
+    monkeypatch.setattr("sostenuto.features.priors.communities", lambda *_: pytest.fail("looked for again"))
+    assert torch.equal(priors_of(data, SOURCES["graph"]).items, first.items)
 
 
 def test_scrambled_groups_keep_their_sizes(world: PreparedData) -> None:

@@ -31,6 +31,7 @@ from sostenuto.features.collation import Collator
 from sostenuto.features.loading import RequestLoader
 from sostenuto.features.view import HistoryView
 from sostenuto.layers.embedding import Table
+from sostenuto.layers.encoded_history import request_gaps
 from sostenuto.layers.next_behaviour import NextBehaviourLoss
 from sostenuto.models.dien import DIEN, DIENConfig
 from sostenuto.models.din import DIN, DINConfig
@@ -151,7 +152,7 @@ def test_attention_is_a_distribution_over_the_real_behaviours(attention, form):
     ranker, batch = dien(attention=attention), make_batch(SPEC, [(7, 3), (0, 2), (4, 1)], 2)
     with torch.no_grad(), using(form):
         state = ranker.encode(batch.histories)
-        past, gaps = state.history, state.history.gaps_to(batch.context)
+        past, gaps = state.history, request_gaps(state.history, None, batch.context)
         query = ranker.readout.attention(ranker._target(state, batch.candidates))
         weights = ranker.readout.weights(query, batch.candidates.offsets, past.key, past.offsets, gaps)
     assert weights.shape == (7 * 3 + 4 * 1,)

@@ -16,7 +16,7 @@ from sostenuto.evaluation import entropy
 from sostenuto.evaluation.auc import auc
 from sostenuto.evaluation.catalogue import rank_catalogue
 from sostenuto.evaluation.predictions import predict, training_counts
-from sostenuto.evaluation.steering import recall_of, shown, window_truth
+from sostenuto.evaluation.steering import recall_of, shown, steering_curve, window_truth
 from sostenuto.evaluation.top_rows import top_rows
 from sostenuto.features.collation import Collator
 from sostenuto.features.loading import RequestLoader
@@ -565,7 +565,7 @@ def test_batches_without_a_future_are_refused():
 
 SMALL = HSTUConfig(width=32, blocks=1, heads=2, dropout=0.1, input_dropout=0.1)
 BY_GROUP = PriorConfig(source="category", groups=6)
-EVEN = Steering(level=1.0, habit=0.5)  # exposures show the rare group as often as the others
+EVEN = Steering(level=1.0)  # exposures show the rare group as often as the others
 RUNS = {
     "plain": PriorHeadsConfig(
         backbone="hstu", hstu=SMALL, prior=BY_GROUP, heads=AdapterConfig(compose="off"), segments=1, steering=PLAIN
@@ -606,7 +606,10 @@ def trained(data, config, *, steps, seed):
 
 
 def measured(ranker, collator):
-    """Return (recall@20 of targets in the rare group, Entropy@20, AUC of the exposures)."""
+    """Return recall@20 of targets in the rare group, Entropy@20, and the AUC of exposures that count for the rare one.
+
+    The last holds every liked exposure of a rare item against all that were shown and not liked.
+    """
     data = collator.data
     truth = window_truth(data, "test", window=8, segments=1, requests=2_000, seed=0)
     standing = rank_catalogue(ranker, collator, "test", rows=truth.rows, truth=truth.items, most=20)
@@ -616,16 +619,16 @@ def measured(ranker, collator):
     spread = entropy.value(entropy.state(shown(standing, 20), group[:, None] == np.arange(8)))
     requests = data.requests("test")
     scored = predict(ranker, RequestLoader(collator, requests, np.arange(len(requests)), batch_requests=64))
-    return recall_of(standing, rare, 20), spread, auc(scored.label, scored.logit)
+    counts = (scored.label == 0) | (kind[scored.item] >= RARE_FROM + FIRST_KNOWN)
+    return recall_of(standing, rare, 20), spread, auc(scored.label[counts], scored.logit[counts])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_rare_intent_is_found_by_heads_of_real_groups_only(tmp_path, seed):
-    """At equal steps heads raise the recall of the rare group and Entropy@20; heads of random groups do not.
+    """At equal steps heads raise the recall of the rare group, Entropy@20 and the AUC of what is liked of the group.
 
-    Heads with random tags are several readings of one user: they must keep less than half of each gain. The AUC of
-    balanced exposures rises in two of the three seeds (by .046, .035 and -.004), so it is only held not to fall.
+    Heads with random tags are several readings of one user: they must keep less than half of each gain.
     """
     data = world_prepared(
         "prior_intents", tmp_path / "w", events=60_000, users=600, items=410, requests=6_000, seed=seed
@@ -638,4 +641,20 @@ def test_a_rare_intent_is_found_by_heads_of_real_groups_only(tmp_path, seed):
     assert rare["random tags"] < rare["heads"] / 2
     assert spread["heads"] > 0.3
     assert spread["random tags"] < spread["heads"] / 2
-    assert exposed["heads"] > -0.01
+    assert exposed["heads"] > 0.02
+    assert exposed["random tags"] < exposed["heads"] / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_decoding_steers_between_the_near_and_the_far_future(tmp_path, seed):
+    """Where the next moments are of one group and later ones of the next, `long_term` trades one for the other."""
+    data = world_prepared("phases", tmp_path / "w", events=60_000, users=600, items=410, requests=6_000, seed=seed)
+    config = PriorHeadsConfig(backbone="hstu", hstu=SMALL, prior=PriorConfig(source="none"), window=8, segments=2)
+    ranker, collator = trained(data, config, steps=400, seed=seed)
+    near_first, even, far_first = steering_curve(ranker, collator, "long_term", (-1.0, 0.0, 1.0), requests=1_500)[
+        "points"
+    ]
+    assert near_first["near"] > far_first["near"] + 0.03
+    assert far_first["far"] > near_first["far"] + 0.01
+    assert near_first["near"] >= even["near"] >= far_first["near"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sostenuto.schema.errors import SpecError
-from sostenuto.schema.histories import Candidates, Context, History, RankerOutput, RequestBatch
+from sostenuto.schema.histories import AuxHead, Candidates, Context, History, RankerOutput, RequestBatch
 from sostenuto.training.losses import (
     binary_cross_entropy,
     loss_of,
@@ -144,6 +144,17 @@ def test_auxiliary_losses_and_listwise_are_added_and_named() -> None:
     share = shares_of(batch, weighting="candidate", listwise=0.0)
     bare = loss_of(objective_named("bce"), RankerOutput(logits=logits), batch, share)
     assert list(bare.parts) == ["main"]
+
+
+def test_an_auxiliary_head_is_taught_by_the_labels_with_the_shares_of_the_main_loss() -> None:
+    batch, logits = batch_of([2, 1], [0, 0, 0], [1, 0, 1]), torch.tensor([0.3, -0.2, 0.1])
+    share = shares_of(batch, weighting="request", listwise=0.0)
+    output = RankerOutput(logits=logits, aux_heads={"search": AuxHead(2 * logits, 0.5)})
+    loss = loss_of(objective_named("bce"), output, batch, share, aux_share=0.1)
+    alone = loss_of(objective_named("bce"), RankerOutput(logits=2 * logits), batch, share)
+    assert list(loss.parts) == ["main", "aux.search"]
+    assert float(loss.parts["aux.search"]) == pytest.approx(0.5 * float(alone.total))
+    assert float(loss.total) == pytest.approx(sum(float(part) for part in loss.parts.values()))
 
 
 def test_sampled_softmax_with_log_q_estimates_the_full_softmax() -> None:

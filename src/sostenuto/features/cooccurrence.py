@@ -9,17 +9,14 @@ versions, each of the events before a time, and a training request sees none tha
 
 from __future__ import annotations
 
-import contextlib
-import os
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sostenuto.data.prepared import SPLITS
+from sostenuto.features.array_cache import keep_arrays, kept_arrays
 from sostenuto.schema.features import FIRST_KNOWN
 
 if TYPE_CHECKING:
@@ -88,8 +85,9 @@ def item_vectors(data: PreparedData, dim: int) -> ItemVectors:
     the same in all.
     """
     path = data.folder / "cache" / f"cooccurrence-v{VECTORS_VERSION}-{data.manifest.arrays_hash[:16]}-{dim}.npz"
-    if (kept := _kept(path)) is not None:
-        return kept
+    if (kept := kept_arrays(path, "last", "past", "starts_ms")) is not None:
+        last, past, starts = kept
+        return ItemVectors(last=last, past=past, starts_ms=starts)
     lawful = training_events(data)
     time_ms = np.asarray(data.behaviours.time_ms)
     width = dim * (2 if data.features.categories else 1)
@@ -101,7 +99,7 @@ def item_vectors(data: PreparedData, dim: int) -> ItemVectors:
         past[version] = newest
     last = _turned_parts(_vectors_of(data, lawful, dim), newest, dim)
     vectors = ItemVectors(last=last, past=past, starts_ms=starts)
-    _keep(path, vectors)
+    keep_arrays(path, last=last, past=past, starts_ms=starts)
     return vectors
 
 
@@ -163,27 +161,6 @@ def _vectors_of(data: PreparedData, chosen: Array, dim: int) -> Array:
         kinds = cooccurrence_vectors(user[known], finest[item][known], data.features.categories[-1].size, dim)
         vectors = np.concatenate([vectors, kinds[finest[:rows]]], 1)
     return vectors
-
-
-def _kept(path: Path) -> ItemVectors | None:
-    """Read the cache; None where there is none, or a damaged one: then it is made anew."""
-    try:
-        with path.open("rb") as file, np.load(file) as kept:  # numpy leaves a damaged file open
-            return ItemVectors(last=kept["last"], past=kept["past"], starts_ms=kept["starts_ms"])
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return None
-
-
-def _keep(path: Path, vectors: ItemVectors) -> None:
-    """Write the cache in one step; a folder that cannot be written is no error, only slower next time."""
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        np.savez(partial, last=vectors.last, past=vectors.past, starts_ms=vectors.starts_ms)
-        partial.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()  # a full disk leaves a piece of it
 
 
 __all__ = [

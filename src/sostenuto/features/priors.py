@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sostenuto.features.array_cache import keep_arrays, kept_arrays
 from sostenuto.features.cooccurrence import training_events
 from sostenuto.schema.errors import MissingExtra
 from sostenuto.schema.features import FIRST_KNOWN
@@ -23,6 +24,7 @@ HOLDERS = 2_000  # users of one item (items of one user) that are made into pair
 BLOCK = 1_024  # rows of the graph made at once: bounds memory
 SMOOTHING = 20.0  # behaviours' worth of doubt about which users meet an item
 SEED = 0
+COMMUNITIES_VERSION = 1  # raise it when equal data would give other communities: it names the cache
 
 
 def priors_of(data: PreparedData, config: PriorConfig) -> Priors:
@@ -58,9 +60,9 @@ def priors_of(data: PreparedData, config: PriorConfig) -> Priors:
     elif config.source in {"graph", "user"}:
         user = np.searchsorted(np.asarray(data.behaviours.offsets), at, side="right") - 1
         if config.source == "graph":
-            items = _one_hot(communities(user, item, features.num_items, config.resolution), count)
+            items = _one_hot(_communities_of(data, config, user, item, features.num_items), count)
         else:
-            users = communities(item, user, len(data.behaviours.offsets) - 1, config.resolution)
+            users = _communities_of(data, config, item, user, len(data.behaviours.offsets) - 1)
             known = (users[user] >= 0) & (users[user] < count)
             evidence = _evidence(item[known], users[user[known]], features.num_items, count)
             held = _one_hot(users, count)[user]
@@ -139,6 +141,17 @@ def _evidence(item: Array, group: Array, num_items: int, count: int) -> Array:
     share = (met.sum(0) + 1.0) / (met.sum() + count)
     found = np.log((met + SMOOTHING * share) / (met.sum(1, keepdims=True) + SMOOTHING) / share)
     return np.asarray(found, np.float32)
+
+
+def _communities_of(data: PreparedData, config: PriorConfig, by: Array, node: Array, num_nodes: int) -> Array:
+    """Return the communities of a prepared folder's graph, made once and kept in its `cache/`."""
+    what = f"communities-v{COMMUNITIES_VERSION}-{data.manifest.arrays_hash[:16]}-{config.source}-{config.resolution}"
+    path = data.folder / "cache" / f"{what}.npz"
+    if (kept := kept_arrays(path, "community")) is not None:
+        return kept[0]
+    found = communities(by, node, num_nodes, config.resolution)
+    keep_arrays(path, community=found)
+    return found
 
 
 def communities(by: Array, node: Array, num_nodes: int, resolution: float) -> Array:

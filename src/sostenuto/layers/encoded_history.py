@@ -31,12 +31,6 @@ class EncodedHistory:
         """(B,) int64 behaviours per user."""
         return self.offsets[1:] - self.offsets[:-1]
 
-    def gaps_to(self, context: Context) -> Tensor:
-        """Return (N, NUM_GAP_FEATURES + 1): the gap to the request, rhythms, and whether at the same (known) place."""
-        row = row_index(self.offsets)
-        same = (self.place == context.place[row]) & (self.place > 0)
-        return torch.cat([gap_features(context.time_ms[row] - self.time_ms), same.float()[:, None]], 1)
-
     def take(self, taken: Taken) -> EncodedHistory:
         """Return the behaviours at the taken positions."""
         return EncodedHistory(
@@ -67,6 +61,24 @@ class EncodedHistory:
             time_ms=join(self.time_ms, later.time_ms),
             place=join(self.place, later.place),
         )
+
+
+def request_gaps(history: EncodedHistory, positions: Tensor | None, context: Context) -> Tensor:
+    """Return (M, NUM_GAP_FEATURES + 1): gap to the request, rhythms, and whether at the same (known) place.
+
+    Args:
+        history: N behaviours.
+        positions: (M,) of some of them; None is all.
+        context: one request per user.
+    """
+    time_ms, place = history.time_ms, history.place
+    if positions is None:
+        row = row_index(history.offsets)
+    else:
+        time_ms, place = time_ms[positions], place[positions]
+        row = torch.searchsorted(history.offsets, positions, right=True) - 1
+    same = (place == context.place[row]) & (place > 0)
+    return torch.cat([gap_features(context.time_ms[row] - time_ms), same.float()[:, None]], 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,9 +179,9 @@ class HistoryEncoder(nn.Module):
         """
         if self.from_request is None:
             return state.side, None
-        gaps = state.gaps_to(context)
+        gaps = request_gaps(state, None, context)
         hidden = self.from_request(gaps)
         return hidden if state.side is None else state.side + hidden, gaps
 
 
-__all__ = ["DistinctItems", "EncodedHistory", "HistoryEncoder"]
+__all__ = ["DistinctItems", "EncodedHistory", "HistoryEncoder", "request_gaps"]

@@ -30,10 +30,10 @@ class Timeline:
 
     def newest(self, row: Tensor, prefix: Tensor) -> Tensor:
         """Return (R,) the time of the last of the first `prefix` behaviours of each row; 0 where there is none."""
-        found = torch.zeros_like(prefix)
-        some = prefix > 0
-        found[some] = self.time_ms[(self.offsets[row] + prefix)[some] - 1]
-        return found
+        if not len(self.time_ms):
+            return torch.zeros_like(prefix)
+        last = (self.offsets[row] + prefix - 1).clamp(min=0)
+        return self.time_ms[last] * (prefix > 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from sostenuto.ops.jagged import offsets_to_lengths
 from sostenuto.ops.recurrence import Cell
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
 
-GAP_DIM = NUM_GAP_FEATURES + 1  # of `EncodedHistory.gaps_to`
+GAP_DIM = NUM_GAP_FEATURES + 1  # of `encoded_history.request_gaps`
 AttentionKind = Literal["din", "bilinear"]
 ATTENTIONS: tuple[AttentionKind, ...] = ("din", "bilinear")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sostenuto.layers.checks import check_config
 from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
-from sostenuto.layers.encoded_history import DistinctItems, EncodedHistory, HistoryEncoder
+from sostenuto.layers.encoded_history import DistinctItems, EncodedHistory, HistoryEncoder, request_gaps
 from sostenuto.layers.gated_recurrence import GatedRecurrence
 from sostenuto.layers.initialise import zero_linear
 from sostenuto.layers.interest_evolution import (
@@ -239,7 +239,7 @@ class DIEN(nn.Module):
         """Let the interest of each candidate evolve along the states, and read the tower."""
         past = state.history
         target = self._target(state, candidates)
-        gaps = past.gaps_to(context) if self.config.gaps else None
+        gaps = request_gaps(past, None, context) if self.config.gaps else None
         query = self.readout.attention(target)
         interest = self.readout(query, candidates.offsets, past.key, past.offsets, gaps)
         pooled = target

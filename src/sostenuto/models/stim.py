@@ -25,6 +25,7 @@ from sostenuto.layers.expert_gate import Mixed, QueryGate, UniformGate
 from sostenuto.layers.initialise import xavier_linear, zero_linear
 from sostenuto.layers.layered_interests import LEVELS, LayeredInterests, interest_for, interest_overlap
 from sostenuto.layers.request_features import RequestFeatures
+from sostenuto.layers.selector import MaskSelector, SearchIndex, finest_kind
 from sostenuto.layers.target_attention import TargetAttention
 from sostenuto.layers.taste import TasteState
 from sostenuto.layers.time_place import (
@@ -42,7 +43,6 @@ from sostenuto.ops.jagged import Taken, interleave_rows, newest_moments, offsets
 from sostenuto.ops.local_time import HOURS, WEEKDAYS
 from sostenuto.ops.request_masks import before, same_cell, same_hour, same_part_of_week, same_weekday
 from sostenuto.ops.retention import age_in_days, log_retention, repetitions, strength_days
-from sostenuto.ops.selection import select_newest
 from sostenuto.ops.table_rows import distinct_values, spread_rows
 from sostenuto.ops.target_attention import Normalise
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
@@ -58,6 +58,7 @@ PERIOD_DAYS = {"hour": 1, "week": 7}  # whose ages go by whole periods
 OUT = -1e9  # added to the score of what a mask leaves out: its weight is below 1e-37 beside the null behaviour
 GAIN, NULL = 5.0, 4.0  # at the start: one behaviour of the same kind weighs what the null behaviour does
 NUM_STATS = 3  # per expert, for the gate
+ALL_OF_MASK = MaskSelector(None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,6 +201,11 @@ class Moments(NamedTuple):
     cell: Tensor  # (N,) int64 in the precision of the mask
     repeated: Tensor  # (N, E) int64, the others with the key of each expert
 
+    @property
+    def searched(self) -> SearchIndex:
+        """What masks select from."""
+        return SearchIndex(offsets=self.offsets, time_ms=self.time_ms, rows=self.repeated)
+
 
 class Asked(NamedTuple):
     """When and where requests are."""
@@ -255,7 +261,7 @@ class DynamicMasks(nn.Module):
 
     def _alive(self, expert: Expert, at: int, past: Moments, asked: Asked, row: Tensor, real: Tensor) -> Alive:
         config = self.config
-        held = select_newest(self._structure(expert, past, asked, row, real), past.offsets, past.time_ms, None)
+        held = ALL_OF_MASK.take(self._structure(expert, past, asked, row, real), past.searched)
         some, of = held.positions, row[held.positions]
         if expert == "global" or config.forgetting == "none":
             return Alive(held, torch.zeros(some.shape, device=some.device))
@@ -270,7 +276,7 @@ class DynamicMasks(nn.Module):
         left = retained.detach() >= least
         if expert == "recent":
             left[newest_moments(held.offsets, past.time_ms[some], config.recent_at_least).positions] = True
-        kept = select_newest(left, held.offsets, past.time_ms[some], None)
+        kept = ALL_OF_MASK.take(left, SearchIndex(offsets=held.offsets, time_ms=past.time_ms[some], rows=some))
         held = Taken(some[kept.positions], kept.offsets)
         if config.forgetting == "hard":
             return Alive(held, torch.zeros(held.positions.shape, device=some.device))
@@ -401,6 +407,7 @@ class STIM(nn.Module):
         self.side_part = xavier_linear(side_dim, width, bias=False) if side_dim else None
 
         self.masks = DynamicMasks(config, self.experts)
+        self.selector = MaskSelector(config.kept)
         self.attend = nn.ModuleList(MaskedExpert(width) for _ in self.experts)
         asked_dim = width * (2 + has_places)
         self.gate: nn.Module = UniformGate()
@@ -489,11 +496,8 @@ class STIM(nn.Module):
         )
 
     def _kind(self, histories: History) -> Tensor:
-        """Return what repetition counts: the finest category, or the item where that is missing."""
-        if not self.num_categories:
-            return histories.item
-        finest = histories.category[:, -1]
-        return torch.where(finest >= FIRST_KNOWN, finest, self.num_categories + histories.item)
+        """Return what repetition counts."""
+        return finest_kind(histories.item, histories.category, self.num_categories)
 
     def _mask_cell(self, place: Tensor) -> Tensor:
         cells: Tensor = self.cells(place)
@@ -592,9 +596,8 @@ class STIM(nn.Module):
             every = torch.arange(state.time_ms.shape[0], device=state.time_ms.device)
             scores = torch.full(every.shape, OUT, device=every.device).index_put((held.positions,), retained)
             return Alive(Taken(every, state.offsets), scores)
-        if self.config.kept is None:
-            return alive
-        kept = newest_moments(held.offsets, state.time_ms[held.positions], self.config.kept)
+        index = SearchIndex(offsets=held.offsets, time_ms=state.time_ms[held.positions], rows=held.positions)
+        kept = self.selector.take(torch.ones_like(held.positions, dtype=torch.bool), index)
         return Alive(Taken(held.positions[kept.positions], kept.offsets), retained.index_select(0, kept.positions))
 
     def mixed(

@@ -180,6 +180,62 @@ _add(
 )
 _add(
     ModelEntry(
+        name="sim_hard",
+        title="Search-based interest, hard search by category (SIM)",
+        paper="Pi et al., CIKM 2020, arXiv:2006.05639",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.sim_hard:SIMHard",
+        config="sostenuto.models.sim_hard:SIMHardConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="sim_soft",
+        title="Search-based interest, soft search by learned product (SIM)",
+        paper="Pi et al., CIKM 2020, arXiv:2006.05639",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.sim_soft:SIMSoft",
+        config="sostenuto.models.sim_soft:SIMSoftConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="eta",
+        title="End-to-end target attention by signatures (ETA)",
+        paper="Chen et al. 2021, arXiv:2108.04468",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.eta:ETA",
+        config="sostenuto.models.eta:ETAConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="twin",
+        title="Two-stage interest network (TWIN)",
+        paper="Chang et al., KDD 2023, arXiv:2302.02352",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.twin:TWIN",
+        config="sostenuto.models.twin:TWINConfig",
+    )
+)
+_add(
+    ModelEntry(
         name="sasrec",
         title="Self-attentive sequential recommendation, sampled softmax",
         paper="Kang and McAuley, ICDM 2018, arXiv:1808.09781",

@@ -12,6 +12,9 @@ from torch import Tensor
 from sostenuto.ops.backend import is_usable
 from sostenuto.ops.native_buckets import hashed
 
+WORD_BITS = 64
+PACKED_BITS = 16  # of one signature among those that are packed
+
 
 def random_hyperplanes(dim: int, signatures: int, bits: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Draw (D, G, tau) float32 normals. Draw once and store them: they are part of the model."""
@@ -43,4 +46,22 @@ def bucket_ids(vectors: Tensor, planes: Tensor) -> Tensor:
     return (bits << torch.arange(planes.shape[2], dtype=torch.int32, device=planes.device)).sum(2, dtype=torch.int32)
 
 
-__all__ = ["bucket_ids", "random_hyperplanes", "signature_bits"]
+def packed_signatures(vectors: Tensor, planes: Tensor) -> Tensor:
+    """Return (N, words) int64 signatures for the Hamming search: those of `bucket_ids` one after another.
+
+    The same as packing the (N, G * tau) bits of `signature_bits`, 64 a word, made by the compiled twin of `bucket_ids`.
+
+    Args:
+        vectors: (N, D); no gradient flows back.
+        planes: (D, G, PACKED_BITS).
+    """
+    ids = bucket_ids(vectors, planes).long()
+    each = WORD_BITS // PACKED_BITS
+    words = -(-ids.shape[1] // each)
+    padded = ids.new_zeros(ids.shape[0], words * each)
+    padded[:, : ids.shape[1]] = ids
+    shifts = PACKED_BITS * torch.arange(each, device=ids.device)
+    return (padded.view(-1, words, each) << shifts).sum(2)  # the highest bit is the sign: sums wrap
+
+
+__all__ = ["PACKED_BITS", "bucket_ids", "packed_signatures", "random_hyperplanes", "signature_bits"]

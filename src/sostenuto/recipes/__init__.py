@@ -31,7 +31,8 @@ from sostenuto.recipes.evolution import DIEN_ROWS
 from sostenuto.recipes.flows import dfgr, dfgr_no_match, dfgr_recent50, metagr, sfgr, sfgr_published
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
 from sostenuto.recipes.next_item import hstu, hstu_no_time, sasrec, sasrec_content
-from sostenuto.recipes.prior_heads import prior_heads, prior_heads_hstu, prior_heads_hstu_off, prior_heads_off
+from sostenuto.recipes.prior_heads import PRIOR_HEADS_ROWS
+from sostenuto.recipes.search import SEARCH_ROWS
 from sostenuto.recipes.spatio_temporal import STIM_ROWS
 from sostenuto.schema.errors import SpecError, did_you_mean
 from sostenuto.training.config import RunConfig
@@ -61,6 +62,7 @@ RECIPES: dict[str, Recipe] = {
         sdim_recent50,
         sdim_no_match,
         *DIEN_ROWS,
+        *SEARCH_ROWS,
         sfgr,
         sfgr_published,
         metagr,
@@ -72,10 +74,7 @@ RECIPES: dict[str, Recipe] = {
         hstu,
         hstu_no_time,
         *STIM_ROWS,
-        prior_heads,
-        prior_heads_off,
-        prior_heads_hstu,
-        prior_heads_hstu_off,
+        *PRIOR_HEADS_ROWS,
         em3,
         em3_no_end_to_end,
         em3_no_lora,

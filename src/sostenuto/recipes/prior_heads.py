@@ -1,6 +1,7 @@
 """Human-prior heads on both sequence backbones, and the same backbones without heads beside them.
 
-All four see the same windows, negatives, budget and temperature: what differs is the heads.
+All see the same windows, negatives, budget and temperature: what differs is the heads. `_short` rows are for budgets of
+few requests, such as `standard`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,33 @@ def prior_heads_hstu_off() -> RunConfig:
     return _off(prior_heads_hstu())
 
 
+def prior_heads_short() -> RunConfig:
+    """Train heads on SASRec within budgets of few requests and epochs: smaller batches, so that there are steps."""
+    return _short(prior_heads())
+
+
+def prior_heads_hstu_short() -> RunConfig:
+    """Train the same on HSTU."""
+    return _short(prior_heads_hstu())
+
+
+def prior_heads_short_off() -> RunConfig:
+    """Train SASRec alone within the same budget."""
+    return _short(prior_heads_off())
+
+
+def prior_heads_hstu_short_off() -> RunConfig:
+    """Train HSTU alone within the same budget."""
+    return _short(prior_heads_hstu_off())
+
+
+def _short(config: RunConfig) -> RunConfig:
+    backbone = config.name.removesuffix("_off")
+    training = dataclasses.replace(config.training, batch_requests=32, evaluations_per_epoch=2)
+    name = f"{backbone}_short{config.name.removeprefix(backbone)}"
+    return dataclasses.replace(config, name=name, training=training)
+
+
 def _off(config: RunConfig) -> RunConfig:
     model = config.model_config
     model = dataclasses.replace(
@@ -64,4 +92,25 @@ def _off(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, name=f"{config.name}_off", model_config=model)
 
 
-__all__ = ["prior_heads", "prior_heads_hstu", "prior_heads_hstu_off", "prior_heads_off"]
+PRIOR_HEADS_ROWS = (
+    prior_heads,
+    prior_heads_off,
+    prior_heads_hstu,
+    prior_heads_hstu_off,
+    prior_heads_short,
+    prior_heads_short_off,
+    prior_heads_hstu_short,
+    prior_heads_hstu_short_off,
+)
+
+__all__ = [
+    "PRIOR_HEADS_ROWS",
+    "prior_heads",
+    "prior_heads_hstu",
+    "prior_heads_hstu_off",
+    "prior_heads_hstu_short",
+    "prior_heads_hstu_short_off",
+    "prior_heads_off",
+    "prior_heads_short",
+    "prior_heads_short_off",
+]

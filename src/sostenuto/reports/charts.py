@@ -16,7 +16,7 @@ from sostenuto.reports.numbers import fixed, short_count, significant, thousands
 from sostenuto.reports.scales import Scale, domain, linear_ticks, log_domain, spread_apart, tick_digits
 
 LINE = 15.0  # least distance of neighbouring labels
-CHARACTER = 6.3  # width of a letter of the label font, near enough
+CHARACTER = 7.4  # width of a letter of the label font where the page falls back to a wide one
 BOLD = 7.4  # in the widest of the fonts that a page may fall back to
 
 
@@ -190,7 +190,7 @@ def line_chart(
                     marks.append(_dot(px, py, s.colour, tip, hollow=s.dashed, radius=3.4))
         children.append(tag("g", *marks, class_="series faded" if s.faint else "series"))
     known = [(s, [i for i, v in enumerate(s.y) if v is not None]) for s in series if s.label]
-    ends = [(s, run[-1]) for s, run in known if run]
+    ends = [(s, max(run, key=s.x.__getitem__)) for s, run in known if run]  # a curve may turn back
     wanted = [y(s.y[i] or 0.0) for s, i in ends]
     for (s, i), py, place in zip(ends, wanted, spread_apart(wanted, LINE, top, bottom), strict=True):
         from_x = x(s.x[i]) + (6 if dots else 2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sostenuto.schema.errors import DataError
 
@@ -180,11 +180,19 @@ class Context(_OnDevice):
         return replace(self, **{f.name: _cut(getattr(self, f.name), rows) for f in fields(self)})
 
 
+class AuxHead(NamedTuple):
+    """What a part of a ranker says of N candidates by itself, so that training can teach it by the labels."""
+
+    logits: Tensor  # (N,) aligned with the candidates
+    weight: float  # of its binary cross-entropy beside the main loss
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankerOutput:
     """What a ranker says of N candidates."""
 
     logits: Tensor  # (N,) float32, flat, aligned with the candidates
+    aux_heads: Mapping[str, AuxHead] = field(default_factory=dict)  # trained on the candidates' own labels
     aux_losses: Mapping[str, Tensor] = field(default_factory=dict)  # scalar terms that training adds, already weighted
     sample_weight: Tensor | None = None  # (N,) multiplies the main loss
 
@@ -295,6 +303,7 @@ class SequenceBatch(_OnDevice):
 
 
 __all__ = [
+    "AuxHead",
     "Candidates",
     "Catalogue",
     "Context",

@@ -6,7 +6,8 @@ Every candidate has a share of the main loss; the shares of a batch sum to 1 and
 * `request`:   every (request, list) counts the same, so that long lists do not drown short ones;
 * `list`:      every candidate list of the protocol counts the same in a batch.
 
-A ranker's `sample_weight` multiplies the shares afterwards. Its `aux_losses` come already weighted and are added.
+A ranker's `sample_weight` multiplies the shares afterwards. Its `aux_losses` come already weighted and are added. Its
+`aux_heads` are logits of the same candidates: their binary cross-entropy has the shares of the main loss.
 
 Shares are taken over the whole batch before it is cut into passes, so the passes' losses and gradients add up to those
 of the batch. An auxiliary loss is a mean over what its pass saw; it counts by the pass's share of the requests.
@@ -63,7 +64,11 @@ def shares(batch: Batch, weighting: Weighting) -> Tensor:
 
 def binary_cross_entropy(output: RankerOutput, batch: Batch, share: Tensor) -> Tensor:
     """Return the sum of -log of the probability given to each label, weighted by (N,) shares."""
-    each = F.binary_cross_entropy_with_logits(output.logits, batch.labels, reduction="none")
+    return _cross_entropy(output.logits, output, batch, share)
+
+
+def _cross_entropy(logits: Tensor, output: RankerOutput, batch: Batch, share: Tensor) -> Tensor:
+    each = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
     return (each * (share if output.sample_weight is None else share * output.sample_weight)).sum()
 
 
@@ -252,7 +257,7 @@ def objective_named(name: str) -> Objective:
 
 
 def loss_of(objective: Objective, output: RankerOutput, batch: Batch, share: Shares, *, aux_share: float = 1.0) -> Loss:
-    """Add main loss, listwise term and the ranker's auxiliary losses of a batch or a part of one.
+    """Add main loss, listwise term, the ranker's auxiliary heads and losses of a batch or a part of one.
 
     Args:
         objective: of the ranker.
@@ -266,6 +271,8 @@ def loss_of(objective: Objective, output: RankerOutput, batch: Batch, share: Sha
     if share.listwise is not None:
         each = positive_against_negatives(output.logits, batch.labels, *request_list_groups(batch))
         parts["listwise"] = (each * share.listwise).sum()
+    for name, head in output.aux_heads.items():
+        parts[f"aux.{name}"] = head.weight * _cross_entropy(head.logits, output, batch, share.main)
     parts |= {f"aux.{name}": value * aux_share for name, value in output.aux_losses.items()}
     total = main
     for name, part in parts.items():

@@ -30,7 +30,7 @@ from sostenuto.data.worlds.table import (
     VECTOR,
     WORLDS,
 )
-from sostenuto.data.worlds.taste import Taste, any_kind, current, decoys, habit_part, habits, is_liked_kind
+from sostenuto.data.worlds.taste import Taste, any_kind, current, decoys, habit_part, habits, is_liked_kind, phase
 from sostenuto.schema.errors import SpecError, did_you_mean
 
 
@@ -79,6 +79,7 @@ def world_log(
         place_step=rng.integers(1, PLACES, users),
         phase_s=rng.integers(0, PERIOD_DAYS * DAY_S, users),
         has_rare=name == "prior_intents",
+        by_group=name == "phases",
     )
     first = np.linspace(0, items, KINDS + 1).astype(np.int64)  # items of kind k: first[k] .. first[k + 1]
     item_kind = np.repeat(np.arange(KINDS, dtype=np.int16), np.diff(first))
@@ -96,12 +97,15 @@ def world_log(
     if name == "habits":  # what happens is mostly taste, what is asked about is all three alike
         pick = np.interp(pick, np.cumsum((0.0, *HABIT_SHARES)), np.arange(4) / 3)
     rank = current(name, taste, user, time_s, own, pick)
+    starts = np.cumsum(lengths) - lengths
+    if name == "phases":
+        rank = phase(taste, user, np.arange(events) - starts[user])
     bought = rng.random(events) < 0.5
     if name == "action_taste":  # as many kinds only viewed as bought, met just as often
         rank = np.where(bought, rank, rank + 3)
     loyal = rng.random(events) < LOYALTY
     if name == "long_range":
-        loyal &= np.arange(events) < np.repeat(np.cumsum(lengths) - NEWEST, lengths)
+        loyal &= np.arange(events) < np.repeat(starts + lengths - NEWEST, lengths)
     kind = np.where(loyal, taste.kind(user, rank), any_kind(name, rank, rng))
     event_item = zipf_item(kind, first, rng.random(events))
 
@@ -113,6 +117,9 @@ def world_log(
     cell = (requests, CANDIDATES)
     who_c, at_c, here_c = (np.repeat(column, CANDIDATES) for column in (who, at_s, here))
     liked = current(name, taste, who_c, at_c, here_c, rng.random(len(who_c)), 0.5)  # shown: rare as often as common
+    if name == "phases":
+        before = np.searchsorted((user << 32) | time_s, (who << 32) | at_s) - starts[who]
+        liked = np.repeat(phase(taste, who, before), CANDIDATES)
     decoy = decoys(name, taste, who_c, liked, centres, rng)
     last = LastActions.of(user, time_s, kind, bought) if name == "last_action" else None
     if last is not None:

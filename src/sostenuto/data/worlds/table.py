@@ -18,6 +18,7 @@ NEWEST = 50  # T of long_range: the newest T events of a user say nothing
 PERIOD_DAYS = 60  # length of one taste in drift and habits
 HABIT_EVENTS, HABIT_LEAST = 600, 300  # of a user of habits, on average and at least
 HABIT_SHARES = (0.7, 0.15, 0.15)  # of the loyal events of habits: drifting taste, habit of the weekday, of the place
+PHASE_EVENTS = 4  # of phases: behaviours of one group, before the next group's turn
 RARE_FROM = -(-KINDS * (GROUPS - 1) // GROUPS)  # prior_intents: kinds from this on, the last group, are the rare intent
 RARE_SHARE = 0.06  # of its events
 NEW_SHARE = 0.3  # of the items of mixed_content: they come up after the training requests
@@ -84,6 +85,12 @@ WORLDS: dict[str, World] = {
         ),
         World(name="noise", title="Labels depend on nothing", seen_by="nothing", favourites=3),
         World(
+            name="phases",
+            title=f"Everybody goes round the groups, {PHASE_EVENTS} events each, and likes one kind in each",
+            seen_by="which group's turn it is, and whose is next",
+            favourites=GROUPS,
+        ),
+        World(
             name="place_habit",
             title=f"The liked kind depends on which of {OWN_PLACES} own places the user is at",
             seen_by="the place of behaviours and of the request",
@@ -132,6 +139,7 @@ __all__ = [
     "OTHER",
     "OWN_PLACES",
     "PERIOD_DAYS",
+    "PHASE_EVENTS",
     "PLACES",
     "RARE_FROM",
     "RARE_SHARE",

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from sostenuto.data.prepared import Array
-from sostenuto.data.worlds.table import DAY_S, KINDS, OWN_PLACES, PERIOD_DAYS, PLACES, RARE_FROM, RARE_SHARE, WORLDS
+from sostenuto.data.worlds.table import (
+    DAY_S,
+    GROUPS,
+    KINDS,
+    OWN_PLACES,
+    PERIOD_DAYS,
+    PHASE_EVENTS,
+    PLACES,
+    RARE_FROM,
+    RARE_SHARE,
+    WORLDS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +31,18 @@ class Taste:
     place_step: Array
     phase_s: Array
     has_rare: bool  # favourite 0 is of the common groups and 1 of the rare one
+    by_group: bool  # favourite j is of group j
 
     def kind(self, user: Array, j: Array | int) -> Array:
         """Return favourite number `j` of each user."""
         if self.has_rare:
             rare = RARE_FROM + self.kind_step[user] % (KINDS - RARE_FROM)
             return np.where(np.asarray(j) == 0, self.kind_from[user] % RARE_FROM, rare)
-        return np.asarray((self.kind_from[user] + self.kind_step[user] * j) % KINDS)
+        wanted = np.asarray(self.kind_from[user] + self.kind_step[user] * j)
+        if self.by_group:
+            low, high = _first_kind(np.asarray(j) % GROUPS), _first_kind(np.asarray(j) % GROUPS + 1)
+            return np.asarray(low + wanted % (high - low))
+        return wanted % KINDS
 
     def place(self, user: Array, k: Array) -> Array:
         """Return own place number `k` of each user."""
@@ -38,6 +54,15 @@ class Taste:
         for j in range(favourites):
             rank[self.kind(user, j) == kind] = j
         return rank
+
+
+def _first_kind(group: Array) -> Array:
+    return -(-KINDS * group // GROUPS)  # kind k is of group k * GROUPS // KINDS
+
+
+def phase(taste: Taste, user: Array, events: Array) -> Array:
+    """Return whose turn it is, a group, for users with so many events behind them."""
+    return np.asarray((taste.phase_s[user] + events // PHASE_EVENTS) % GROUPS)
 
 
 def habits(taste: Taste, user: Array, time_s: Array, own_place: Array) -> Array:
@@ -90,7 +115,7 @@ def decoys(name: str, taste: Taste, user: Array, liked: Array, centres: Array, r
         former = first + (rng.random(n) * np.maximum(liked - first, 1)).astype(np.int64)
         other = np.where(liked > first, former, other)
         return np.where(other >= 0, taste.kind(user, other), -1)
-    if name in {"weekly_habit", "place_habit"}:  # the taste of another day or place
+    if name in {"weekly_habit", "place_habit", "phases"}:  # the taste of another day, place or turn
         count = WORLDS[name].favourites
         return taste.kind(user, (liked + rng.integers(1, count, n)) % count)
     if name == "action_taste":  # a kind that is only viewed
@@ -106,9 +131,9 @@ def decoys(name: str, taste: Taste, user: Array, liked: Array, centres: Array, r
 
 def is_liked_kind(name: str, taste: Taste, user: Array, liked: Array, kind: Array) -> Array:
     """Return whether the user likes each kind at the moment whose ruling favourite is `liked`."""
-    if name in {"drift", "weekly_habit", "place_habit"}:
+    if name in {"drift", "weekly_habit", "place_habit", "phases"}:
         return np.asarray(taste.kind(user, liked) == kind)
     return taste.ranks(user, kind, 3 if name == "action_taste" else WORLDS[name].favourites) >= 0
 
 
-__all__ = ["Taste", "any_kind", "current", "decoys", "habit_part", "habits", "is_liked_kind"]
+__all__ = ["Taste", "any_kind", "current", "decoys", "habit_part", "habits", "is_liked_kind", "phase"]
