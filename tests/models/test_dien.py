@@ -533,7 +533,7 @@ def drift_auc(data, name, seed, *, rate, **changes):
     return auc(torch.cat([b.labels for b in tests]), torch.cat([logits(ranker, b) for b in tests]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_interests_that_drift_are_followed_by_their_order(seed, tmp_path):
     """The world `drift`: a former taste was met as often as the present one, and only order or times tell them apart.
