@@ -221,6 +221,20 @@ _add(
 )
 _add(
     ModelEntry(
+        name="dare",
+        title="Decoupled attention and representation embeddings (DARE)",
+        paper="ICLR 2025, arXiv:2410.02604",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.dare:DARE",
+        config="sostenuto.models.dare:DAREConfig",
+    )
+)
+_add(
+    ModelEntry(
         name="sasrec",
         title="Self-attentive sequential recommendation, sampled softmax",
         paper="Kang and McAuley, ICDM 2018, arXiv:1808.09781",
