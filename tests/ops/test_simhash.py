@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from sostenuto.ops.simhash import bucket_ids, random_hyperplanes, signature_bits
+from sostenuto.ops.simhash import PACKED_BITS, bucket_ids, packed_signatures, random_hyperplanes, signature_bits
+from sostenuto.ops.top_k import pack_signatures
 
 
 def generator(seed=0):
@@ -61,3 +62,12 @@ def test_batch_shape_flips_no_bit_even_beside_a_plane():
 def test_no_gradient_reaches_what_is_hashed():
     vectors = torch.randn(4, 8, requires_grad=True)
     assert not bucket_ids(vectors, random_hyperplanes(8, 4, 3)).requires_grad
+
+
+@pytest.mark.parametrize("signatures", [1, 2, 4, 5])
+def test_packed_signatures_are_the_packed_bits(signatures):
+    planes = random_hyperplanes(7, signatures, PACKED_BITS, generator=generator())
+    vectors = torch.randn(30, 7, generator=generator())
+    vectors[3] = 0.0
+    expected = pack_signatures(signature_bits(vectors, planes).flatten(1))
+    assert torch.equal(packed_signatures(vectors, planes), expected)

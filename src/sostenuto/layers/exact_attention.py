@@ -36,7 +36,7 @@ class ExactAttention(nn.Module):
     def queries(self, target: Tensor) -> Tensor:
         """Return (Nc, H, d) of (Nc, D) candidates: their products with `keys` are the scores."""
         asked: Tensor = self.query(target).view(-1, self.heads, self.head_dim)
-        return asked * (self.log_gain.exp() * self.head_dim**-0.5)[:, None]
+        return asked * (self.log_gain.exp() / math.sqrt(self.head_dim))[:, None]
 
     def keys(self, vectors: Tensor) -> Tensor:
         """Return (N, H, d) of (N, D) item vectors: what can be made once per behaviour or item."""

@@ -32,10 +32,10 @@ from sostenuto.ops.jagged import Taken, interleave_rows, lengths_to_offsets, pos
 from sostenuto.ops.selection import select_newest, whole_moments
 from sostenuto.ops.top_k import (
     Selected,
+    equal_products,
     hamming_top_k,
     inner_product_top_k,
     pair_distances,
-    pair_products,
 )
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FIRST_KNOWN, UNKNOWN
@@ -198,8 +198,7 @@ class ProductSelector:
         never = found.values == -torch.inf
 
         def is_equal(candidate: Tensor, behaviour: Tensor, last: Tensor) -> Tensor:
-            asked = query[candidate]
-            return pair_products(asked, rows[behaviour]) == pair_products(asked, rows[last])
+            return equal_products(query[candidate], rows[behaviour], rows[last])
 
         positions = found.positions.masked_fill(never, -1)
         return _per_candidate(whole_moments(positions, index.offsets, index.time_ms, is_equal))

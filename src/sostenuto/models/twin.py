@@ -2,24 +2,29 @@
 
 Both stages score a behaviour by the same attention, so the search keeps what the attention would have weighed most.
 What depends on the item alone is projected once per behaviour and cached; what only the behaviour has becomes one
-number per head. Differs from the paper: docs/models/twin.md.
+number per head. With `cluster_size` a user's old behaviours are clustered first, as in TWIN-V2 (Si et al., CIKM 2024,
+arXiv:2407.16357). Differs from the papers: docs/models/twin.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from sostenuto.layers.behaviour_clusters import DAY_MS, BehaviourClusters, Clusters
 from sostenuto.layers.embedding import TimedVectors
+from sostenuto.layers.encoded_history import EncodedHistory
 from sostenuto.layers.search_config import SearchConfig
 from sostenuto.layers.selector import ProductSelector, SearchIndex
 from sostenuto.layers.two_stage import Past, TwoStage
+from sostenuto.ops.jagged import segment_sum
 from sostenuto.ops.selected_attention import selected_attention
 from sostenuto.ops.table_rows import few_rows, spread_rows
 from sostenuto.ops.top_k import Selected
+from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Catalogue, Context, History, RankerOutput, RequestBatch
 
@@ -28,13 +33,25 @@ from sostenuto.schema.histories import Candidates, Catalogue, Context, History, 
 class TWINConfig(SearchConfig):
     """Sizes and switches of TWIN."""
 
+    cluster_size: int = 0  # TWIN-V2: most behaviours of a cluster; 0 leaves every behaviour alone
+    cluster_days: float = 28.0  # length of the periods that are clustered, each when it is over. Ours
+
+    def __post_init__(self) -> None:
+        SearchConfig.__post_init__(self)
+        if self.cluster_size < 0 or self.cluster_size == 1:
+            raise SpecError(f"TWINConfig.cluster_size must be 0 or at least 2, got {self.cluster_size}; set it so")
+        if not self.cluster_days * DAY_MS >= 1:
+            raise SpecError(f"TWINConfig.cluster_days must be above 0, got {self.cluster_days}; set it so")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TWINState:
     """All behaviours, and what both stages compare."""
 
     past: Past
-    index: SearchIndex  # rows are (N, H, d), W_k k
+    index: SearchIndex  # rows are (N, H d), W_k k
+    size: Tensor | None  # (N,) int64 behaviours of each, where they are clustered
+    about: Tensor | None  # (N, S) int64 by which they are
 
 
 class TWIN(nn.Module):
@@ -45,10 +62,21 @@ class TWIN(nn.Module):
         self.config = config
         self.two_stage = TwoStage(config, features)
         self.selector = ProductSelector(config.kept)
+        self.clusters = None
+        if config.cluster_size:
+            self.clusters = BehaviourClusters(
+                features.num_vector_items, most=config.cluster_size, days=config.cluster_days
+            )
 
     def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]) -> None:
-        """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
+        """Set what depends on the data before the first step; see `RequestFeatures.calibrate`.
+
+        Clusters follow the first version of the fixed vectors, which is made before any training request.
+        """
         self.two_stage.calibrate(batches, item_vectors)
+        items = self.two_stage.items
+        if self.clusters is not None and items.vector_dim:
+            self.clusters.build(items.past_vectors[0].float() if items.num_versions else items.vectors)
 
     def keep_items(self, catalogue: Catalogue) -> int:
         """Keep every item's vector and queries for scoring; see `schema.ranker.ItemKeeper`."""
@@ -59,27 +87,39 @@ class TWIN(nn.Module):
         """Embed the behaviours and project each distinct item once."""
         distinct = self.two_stage.histories.distinct(histories)
         projected = spread_rows(self.two_stage.exact.key(distinct.key), distinct.place)
-        return TWINState(
-            past=self.two_stage.encode(histories, distinct),
-            index=SearchIndex(
-                offsets=histories.offsets,
-                time_ms=histories.time_ms,
-                rows=projected.view(-1, self.config.heads, self.config.head_dim),
-            ),
-        )
+        past = self.two_stage.encode(histories, distinct)
+        if self.clusters is None:
+            return _state(past, projected)
+        history = self._with_side(past.history)
+        return _clustered(past, self.clusters.encode(history, projected, self.clusters.about(histories)))
 
     def append(self, state: TWINState, events: History) -> TWINState:
         """Fold later events in; equal to encoding everything anew."""
-        later = self.encode(events)
-        return TWINState(past=self.two_stage.append(state.past, later.past), index=state.index.joined(later.index))
+        distinct = self.two_stage.histories.distinct(events)
+        projected = spread_rows(self.two_stage.exact.key(distinct.key), distinct.place)
+        later = self.two_stage.encode(events, distinct)
+        past = self.two_stage.append(state.past, later)
+        if self.clusters is None or state.size is None or state.about is None:
+            index = state.index.joined(_state(later, projected).index)
+            return TWINState(past=past, index=index, size=None, about=None)
+        single = self.clusters.single(self._with_side(later.history), projected, self.clusters.about(events))
+        before = Clusters(history=state.past.history, projected=state.index.rows, size=state.size, about=state.about)
+        return _clustered(past, self.clusters.joined(before, single))
+
+    def _with_side(self, history: EncodedHistory) -> EncodedHistory:
+        """Return a history with side terms: clusters add the logarithm of their size to them."""
+        if history.side is not None:
+            return history
+        return replace(history, side=history.key.new_zeros(history.key.shape[0], self.config.heads))
 
     def searched(self, state: TWINState, context: Context) -> list[SearchIndex]:
         """Return per head what the search compares: (N, d + 1), the projected behaviour and its bias."""
         history = state.past.history
         bias = self.two_stage.bias(history.side, self.two_stage.gaps(history, context))
+        projected = state.index.rows.view(-1, self.config.heads, self.config.head_dim)
         if bias is None:
-            bias = state.index.rows.new_zeros(state.index.rows.shape[:2])
-        rows = torch.cat([state.index.rows, bias[:, :, None]], 2).detach()
+            bias = projected.new_zeros(projected.shape[:2])
+        rows = torch.cat([projected, bias[:, :, None]], 2).detach()
         return [
             SearchIndex(offsets=state.index.offsets, time_ms=state.index.time_ms, rows=rows[:, head].contiguous())
             for head in range(self.config.heads)
@@ -96,15 +136,20 @@ class TWIN(nn.Module):
             asked = torch.cat([query[:, head], one], 1)
             chosen = self.selector.select(asked, candidates.offsets, index)
             read.append(self.attend(state, context, query, head, chosen))
-            count = chosen.taken.offsets.diff()
+            count = self._count(state, chosen)
         assert count is not None
         interest = torch.cat(read, 1)
         return RankerOutput(logits=self.two_stage.predict(state.past, candidates, context, target, interest, count))
 
+    def _count(self, state: TWINState, chosen: Selected) -> Tensor:
+        """Return (Nc,) behaviours in each selection, those inside clusters too."""
+        offsets = chosen.taken.offsets
+        return offsets.diff() if state.size is None else segment_sum(state.size[chosen.taken.positions], offsets)
+
     def attend(self, state: TWINState, context: Context, query: Tensor, head: int, chosen: Selected) -> Tensor:
         """Return (Nc, 1, D + V), what one head makes of its selection."""
         picked = self.two_stage.picked(state.past.history, context, chosen)
-        key = few_rows(state.index.rows.flatten(1), picked.first).view(-1, *state.index.rows.shape[1:])
+        key = few_rows(state.index.rows, picked.first).view(-1, self.config.heads, self.config.head_dim)
         return selected_attention(
             query[:, head : head + 1],
             key[:, head],
@@ -120,6 +165,17 @@ class TWIN(nn.Module):
 
     def _asked(self, target: Tensor) -> dict[str, Tensor]:
         return {"asked": self.two_stage.exact.queries(target).flatten(1)}
+
+
+def _state(past: Past, projected: Tensor) -> TWINState:
+    history = past.history
+    index = SearchIndex(offsets=history.offsets, time_ms=history.time_ms, rows=projected)
+    return TWINState(past=past, index=index, size=None, about=None)
+
+
+def _clustered(past: Past, found: Clusters) -> TWINState:
+    state = _state(replace(past, history=found.history), found.projected)
+    return replace(state, size=found.size, about=found.about)
 
 
 __all__ = ["TWIN", "TWINConfig", "TWINState"]

@@ -99,19 +99,26 @@ def whole_moments(
     last = positions[:, -1]
     if not last.numel() or not time_ms.numel():
         return found
-    earlier = (last - 1).clamp(min=0)
-    # first behaviours of a row may share the time of another user's last one: told apart only where a few are left
-    torn = ((last > 0) & (time_ms[earlier] == time_ms[last.clamp(min=0)])).nonzero().squeeze(1)
+    at = last.clamp(min=0)
+    beyond = time_ms.shape[0] - 1
+    # behaviours of other users may have the same time: they are told apart only where a few candidates are left
+    alike = (time_ms[(at - 1).clamp(min=0)] == time_ms[at]) | (time_ms[(at + 1).clamp(max=beyond)] == time_ms[at])
+    torn = ((last >= 0) & alike).nonzero().squeeze(1)
     if not torn.numel():
         return found
     places = moment_places(offsets, time_ms)
     opens = torch.zeros_like(places.size)
     opens[1:] = places.size.cumsum(0)[:-1]
     counts = torch.zeros_like(last)
-    counts[torn] = last[torn] - opens[places.moment[last[torn]]]
+    moment = places.moment[at]
+    counts[torn] = places.size[moment[torn]]
     beside = lengths_to_offsets(counts)
     candidate = row_index(beside)
-    maybe = last[candidate] - 1 - position_in_row(beside)  # the newer position first
+    ends = (opens + places.size)[moment[candidate]]
+    maybe = ends - 1 - position_in_row(beside)  # the newer position first
+    # rounding may have put equals in any order, so that all of the moment is looked at
+    left = (positions[candidate] != maybe[:, None]).all(1)
+    candidate, maybe = candidate[left], maybe[left]
     equal = is_equal(candidate, maybe, last[candidate])
     more = lengths_to_offsets(torch.bincount(candidate[equal], minlength=last.shape[0]))
     joined, rows = interleave_rows(found.offsets, more)

@@ -24,6 +24,9 @@ from sostenuto.ops.native_top_k import hamming_search, product_search
 WORD_BITS = 64
 CANDIDATE_BLOCK = 128
 BEHAVIOUR_BLOCK = 2048
+TIE = (
+    2.0**-21
+)  # two products are equal when they differ by less than this part of their terms: 4 units in the last place
 MOST_BEHAVIOURS = 2**31 - 1  # of a batch: a position and a value share 64 bits
 
 
@@ -175,9 +178,14 @@ def _blockwise(
     return found
 
 
-def pair_products(query: Tensor, key: Tensor) -> Tensor:
-    """Return the (M,) float32 products of M pairs of (D,) vectors, as the plain search rounds them."""
-    return (query.detach().double() * key.detach().double()).sum(1).float()
+def equal_products(query: Tensor, key: Tensor, other: Tensor) -> Tensor:
+    """Say of M candidates whether their products with two behaviours, (M, D) each, are equal but for rounding.
+
+    Two vectors that are made alike may differ in their last bits, by where they stand in a batch.
+    """
+    first, second = (query.detach().double() * vectors.detach().double() for vectors in (key, other))
+    slack = TIE * torch.maximum(first.abs().sum(1), second.abs().sum(1))
+    return (first.sum(1) - second.sum(1)).abs() <= slack
 
 
 def pair_distances(query_code: Tensor, key_code: Tensor) -> Tensor:
@@ -201,10 +209,10 @@ def selected(positions: Tensor) -> Selected:
 __all__ = [
     "Selected",
     "TopK",
+    "equal_products",
     "hamming_top_k",
     "inner_product_top_k",
     "pack_signatures",
     "pair_distances",
-    "pair_products",
     "selected",
 ]

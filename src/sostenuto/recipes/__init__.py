@@ -31,6 +31,7 @@ from sostenuto.recipes.flows import dfgr, dfgr_no_match, dfgr_recent50, metagr, 
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
 from sostenuto.recipes.next_item import hstu, hstu_no_time, sasrec, sasrec_content
 from sostenuto.recipes.prior_heads import prior_heads, prior_heads_hstu, prior_heads_hstu_off, prior_heads_off
+from sostenuto.recipes.search import SEARCH_ROWS
 from sostenuto.recipes.spatio_temporal import STIM_ROWS
 from sostenuto.schema.errors import SpecError, did_you_mean
 from sostenuto.training.config import RunConfig
@@ -59,6 +60,7 @@ RECIPES: dict[str, Recipe] = {
         sdim,
         sdim_recent50,
         sdim_no_match,
+        *SEARCH_ROWS,
         sfgr,
         sfgr_published,
         metagr,
