@@ -330,18 +330,15 @@ class DARE(nn.Module):
             pairs["time"] = (self.attention_time, self.time)
         return pairs
 
+    @torch.no_grad()
     def take_shared(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over a state dict of a ranker with shared tables: both tables of a pair become the shared one."""
-        own = dict(weights)
-        for name in self.table_pairs():
-            if name == "time":
-                own["attention_time.weight"] = own["time.weight"]
-            else:
-                own[f"attention.tables.{name}.weight"] = own[f"histories.items.{name}.weight"]
-        missing, unexpected = self.load_state_dict(own, strict=False)
-        left = [name for name in missing if not name.startswith("attention.tables.")]  # buffers of no width
-        assert not left, left
-        assert not unexpected, unexpected
+        """Take over parameters of a ranker with shared tables: both tables of a pair become the shared one."""
+        own = dict(self.named_parameters())
+        for name, value in weights.items():
+            if name in own:
+                own[name].copy_(value)
+        for attention, representation in self.table_pairs().values():
+            attention.weight.copy_(representation.weight)
 
     def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]) -> None:
         """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
@@ -555,9 +552,7 @@ class DARE(nn.Module):
         """Return [v; h; v * h]."""
         return [v, interest, v * interest] if self.config.target_aware else [v, interest]
 
-    def _short(
-        self, recent: EncodedHistory, candidates: Candidates, context: Context, target: Tensor
-    ) -> list[Tensor]:
+    def _short(self, recent: EncodedHistory, candidates: Candidates, context: Context, target: Tensor) -> list[Tensor]:
         """Return target attention over the newest behaviours, and its product with the target."""
         assert self.short is not None
         hidden, gaps = self.histories.at_request(recent, context)

@@ -27,6 +27,7 @@ from sostenuto.recipes.baselines import (
     trees_recent50,
 )
 from sostenuto.recipes.content import em3, em3_no_contrastive, em3_no_end_to_end, em3_no_lora
+from sostenuto.recipes.decoupled import DARE_ROWS
 from sostenuto.recipes.flows import dfgr, dfgr_no_match, dfgr_recent50, metagr, sfgr, sfgr_published
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
 from sostenuto.recipes.next_item import hstu, hstu_no_time, sasrec, sasrec_content
@@ -61,6 +62,7 @@ RECIPES: dict[str, Recipe] = {
         sdim_recent50,
         sdim_no_match,
         *SEARCH_ROWS,
+        *DARE_ROWS,
         sfgr,
         sfgr_published,
         metagr,
