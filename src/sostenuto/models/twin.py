@@ -22,7 +22,7 @@ from sostenuto.layers.selector import ProductSelector, SearchIndex
 from sostenuto.layers.two_stage import Past, TwoStage
 from sostenuto.ops.jagged import segment_sum
 from sostenuto.ops.selected_attention import selected_attention
-from sostenuto.ops.table_rows import few_rows, spread_rows
+from sostenuto.ops.table_rows import spread_rows
 from sostenuto.ops.top_k import Selected
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
@@ -149,7 +149,7 @@ class TWIN(nn.Module):
     def attend(self, state: TWINState, context: Context, query: Tensor, head: int, chosen: Selected) -> Tensor:
         """Return (Nc, 1, D + V), what one head makes of its selection."""
         picked = self.two_stage.picked(state.past.history, context, chosen)
-        key = few_rows(state.index.rows, picked.first).view(-1, self.config.heads, self.config.head_dim)
+        key = spread_rows(state.index.rows, picked.first).view(-1, self.config.heads, self.config.head_dim)
         return selected_attention(
             query[:, head : head + 1],
             key[:, head],

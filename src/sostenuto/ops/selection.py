@@ -117,12 +117,13 @@ def whole_moments(
     ends = (opens + places.size)[moment[candidate]]
     maybe = ends - 1 - position_in_row(beside)  # the newer position first
     # rounding may have put equals in any order, so that all of the moment is looked at
+    equal = is_equal(candidate, maybe, last[candidate])
+    candidate, maybe = candidate[equal], maybe[equal]
     left = (positions[candidate] != maybe[:, None]).all(1)
     candidate, maybe = candidate[left], maybe[left]
-    equal = is_equal(candidate, maybe, last[candidate])
-    more = lengths_to_offsets(torch.bincount(candidate[equal], minlength=last.shape[0]))
+    more = lengths_to_offsets(torch.bincount(candidate, minlength=last.shape[0]))
     joined, rows = interleave_rows(found.offsets, more)
-    return Taken(torch.cat([found.positions, maybe[equal]])[joined], rows)
+    return Taken(torch.cat([found.positions, maybe])[joined], rows)
 
 
 __all__ = ["select_newest", "select_top", "whole_moments"]

@@ -137,25 +137,4 @@ SEARCH_ROWS = (
     sdim_recent1000,
 )
 
-__all__ = [
-    "SEARCH_ROWS",
-    "din_recent200",
-    "din_recent1000",
-    "eta",
-    "eta_no_match",
-    "eta_recent200",
-    "sdim_recent200",
-    "sdim_recent1000",
-    "sim_hard",
-    "sim_hard_no_match",
-    "sim_hard_recent200",
-    "sim_soft",
-    "sim_soft_no_match",
-    "sim_soft_recent200",
-    "twin",
-    "twin_clusters",
-    "twin_no_match",
-    "twin_recent50",
-    "twin_recent200",
-    "twin_recent1000",
-]
+__all__ = ["SEARCH_ROWS"]
