@@ -102,20 +102,4 @@ DARE_ROWS = (
     dare_no_full_head,
 )
 
-__all__ = [
-    "DARE_ROWS",
-    "dare",
-    "dare_four",
-    "dare_gap",
-    "dare_no_full_head",
-    "dare_no_match",
-    "dare_not_target_aware",
-    "dare_recent50",
-    "dare_recent200",
-    "dare_recent1000",
-    "dare_shared",
-    "dare_shared_hard",
-    "dare_shared_projections",
-    "dare_three",
-    "dare_wide",
-]
+__all__ = ["DARE_ROWS"]
