@@ -21,7 +21,7 @@ def circle_of(kind: Array) -> Array:
 
 def says_good(kind: Array) -> Array:
     """Return whether events of each kind speak for their circle; about half of every circle's kinds do."""
-    return (kind // CIRCLES) % 2 == 0
+    return np.asarray((kind // CIRCLES) % 2 == 0)
 
 
 def relevant_events(circle: Array, of_candidate: Array) -> Array:
