@@ -450,11 +450,12 @@ def measured(predictions):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_9_items_are_ranked_by_their_content_the_rare_and_the_new_ones_too(tmp_path, seed):
+    """That SIM-soft is above DIN over the newest 50 is held on `long_range` (tests/models/test_sim_soft.py), where old
+    behaviours say what new ones do not; here they say the same."""
     data = world_prepared("mixed_content", tmp_path / "data", events=16_000, requests=3_000, seed=seed)
     of = {name: measured(trained(name, data, tmp_path, seed)) for name in ("muse", "sim_soft", "din_recent50")}
     said = {name: tuple(round(value, 4) for value in values) for name, values in of.items()}
-    assert of["muse"][0] > of["sim_soft"][0] + 0.02, said
-    assert of["sim_soft"][0] > of["din_recent50"][0] - 0.01, said
+    assert of["muse"][0] > max(of["sim_soft"][0], of["din_recent50"][0]) + 0.02, said
     assert of["muse"][1] > 0.75, said  # items unseen in training
     assert of["sim_soft"][1] == pytest.approx(0.5, abs=0.06), said
     assert of["muse"][2] > of["sim_soft"][2], said
