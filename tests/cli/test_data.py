@@ -95,3 +95,16 @@ def test_validate_ends_with_1_on_a_problem_when_asked_to(call, log):
     assert "truth" in call("data", "validate", log / "leaking.toml", "--strict", code=1).stdout
     call("data", "validate", log / "leaking.toml")
     call("data", "validate", log / "spec.toml", "--strict")
+
+
+def test_prepared_data_are_exported_in_a_published_format(call, tmp_path):
+    from sostenuto.data.worlds import world_prepared
+
+    data = world_prepared("mixed_content", tmp_path / "world", events=1_500, requests=40)
+    shown = call("data", "export", data.folder, "--out", tmp_path / "out", "--content", "text", "--length", 20).stdout
+    assert "vectors" in shown
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("train-shard-00000.parquet", "train-shard-00001.parquet", "test-shard-00000.parquet"),
+        "scl_embedding_int8_p90.parquet",
+    }
+    assert "must be empty" in call("data", "export", data.folder, "--out", tmp_path / "out", code=1).stderr

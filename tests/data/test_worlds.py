@@ -15,6 +15,7 @@ from sostenuto.data.prepared import Array, PreparedData
 from sostenuto.data.spec import load_spec
 from sostenuto.data.worlds import WORLDS, WorldLog, expected_auc, make_world, world_log, world_prepared
 from sostenuto.data.worlds.table import CANDIDATES, GROUPS, HABIT_LEAST, LOYALTY, NEWEST, PHASE_EVENTS, RARE_SHARE
+from sostenuto.data.worlds.two_jobs import circle_of, relevant_events, says_good
 from sostenuto.schema.errors import SpecError
 
 DAY_MS = 86_400_000
@@ -98,6 +99,27 @@ def test_long_range_is_invisible_to_the_newest() -> None:
 
     assert kind_auc(log, newest) == pytest.approx(0.5, abs=0.03)
     assert kind_auc(log, every_event) > 0.75
+
+
+def test_two_jobs_is_seen_by_who_finds_the_circle_and_reads_the_side_and_by_no_one_else() -> None:
+    log = world_log("two_jobs", events=20_000, seed=1)
+    edges = np.searchsorted(log.event_user, np.arange(log.num_users + 1))
+    kind = log.item_kind[log.event_item].astype(np.int64)
+    side = np.where(says_good(kind), 1, -1)
+    scores: dict[str, list[Array]] = {"both": [], "circle": [], "side": []}
+    for r in range(700):
+        low = edges[log.request_user[r]]
+        user = slice(low, edges[log.request_user[r] + 1])
+        past = slice(low, low + np.searchsorted(log.event_time_ms[user], log.request_time_ms[r]))
+        asked = circle_of(log.item_kind[log.candidate_item[r]].astype(np.int64))
+        circle = circle_of(kind[past])
+        scores["both"].append((relevant_events(circle, asked) * side[past]).sum(1))
+        scores["circle"].append((circle == asked[:, None]).sum(1))
+        scores["side"].append(np.full(len(asked), side[past][-3:].sum()))
+    found = {name: auc(log.label[:700].ravel(), np.concatenate(of)) for name, of in scores.items()}
+    assert found["both"] > 0.75
+    assert max(found["circle"], found["side"]) < 0.6
+    assert kind_auc(log, every_event) == pytest.approx(0.5, abs=0.05)
 
 
 def test_drift_is_seen_by_recency() -> None:

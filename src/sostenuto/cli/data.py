@@ -174,6 +174,30 @@ def synth(
     note(f"next: sostenuto data prepare {spec} --out DIR")
 
 
+@app.command()
+def export(
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="Prepared folder.")],
+    out: OutOption,
+    content: Annotated[
+        str | None, typer.Option(help="Content whose vectors are written beside; see `sostenuto content`.")
+    ] = None,
+    length: Annotated[int, typer.Option(min=1, help="Behaviours of a sequence, the newest.")] = 1_000,
+    pad: Annotated[bool, typer.Option("--pad", help="Make every sequence that long, with 0 on the left.")] = False,
+) -> None:
+    """Write prepared data in the format of TAOBAO-MM: joined shards of samples, int8 vectors of items."""
+    from sostenuto.data.prepared import PreparedData
+    from sostenuto.data.taobao_shards import write_shards
+
+    opened, vectors, known = PreparedData(data), None, None
+    if content is not None:
+        from sostenuto.content.store import ContentStore
+
+        store = ContentStore(data / "content" / content)
+        vectors, known = store.rows(slice(None)), store.known
+    counts = write_shards(opened, out, vectors=vectors, known=known, length=length, pad=pad)
+    print_table("Written", ("what", "rows"), list(counts.items()), numbers=("rows",))
+
+
 @contextmanager
 def open_spec(spec: str, folder: Path | None) -> Generator[DataSpec]:
     """Yield the spec of a file or of a built-in data set; converted files live until the block ends."""

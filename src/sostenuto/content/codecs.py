@@ -19,7 +19,8 @@ LARGEST_CODE = 127
 def encoded(vectors: Array, dtype: Dtype) -> tuple[Array, Array | None]:
     """Return rows as they are stored, and the (N,) float32 scale of int8 codes (None for float16).
 
-    An int8 row is rounded to 127 steps of its own largest entry, so a cosine does not depend on the row's length.
+    An int8 row is rounded to 127 steps of its own largest entry, so a cosine does not depend on the row's length. A row
+    of whole numbers within 127 is codes already (TAOBAO-MM publishes such) and stays as it is, with scale 1.
 
     Args:
         vectors: (N, W) float32, finite.
@@ -31,7 +32,9 @@ def encoded(vectors: Array, dtype: Dtype) -> tuple[Array, Array | None]:
                 f"vectors stored as float16 must stay within 65,504, got {np.abs(vectors).max():.3g}; take --dtype int8"
             )
         return vectors.astype(np.float16), None
-    scale = (np.abs(vectors).max(1, initial=0.0) / LARGEST_CODE).astype(np.float32)
+    largest = np.abs(vectors).max(1, initial=0.0)
+    are_codes = (largest > 0) & (largest <= LARGEST_CODE) & (vectors == np.rint(vectors)).all(1)
+    scale = np.where(are_codes, 1.0, largest / LARGEST_CODE).astype(np.float32)
     codes = np.rint(vectors / np.where(scale > 0, scale, 1.0)[:, None])
     return np.clip(codes, -LARGEST_CODE, LARGEST_CODE).astype(np.int8), scale
 

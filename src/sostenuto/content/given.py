@@ -17,6 +17,7 @@ from sostenuto.schema.errors import DataError, SpecError
 Array = npt.NDArray[Any]
 
 WIDEST = 8_192
+PUBLISHED = {"205": "item_id", "205_c": "vector"}  # columns of TAOBAO-MM's file of vectors
 
 
 def given_vectors(data: PreparedData, file: Path, ids: Path | None = None) -> tuple[Array, Array, int]:
@@ -25,7 +26,7 @@ def given_vectors(data: PreparedData, file: Path, ids: Path | None = None) -> tu
     Args:
         data: prepared folder.
         file: `.npy` (N, W) with `ids`, or a table (parquet, csv, tsv) with `item_id` and either one list column or
-              one column per number.
+              one column per number. The columns of TAOBAO-MM's vectors, 205 and 205_c, are taken as they are.
         ids:  text file with N raw item ids, one a line, in the order of the rows of `.npy`.
 
     Returns:
@@ -90,6 +91,8 @@ def _of_array(file: Path, ids: Path | None) -> tuple[pl.Series, Array]:
 
 def _of_table(file: Path) -> tuple[pl.Series, Array]:
     table = read_table(file)
+    if set(table.columns) == set(PUBLISHED):
+        table = table.rename(PUBLISHED)
     if "item_id" not in table.columns:
         raise SpecError(f"a table of vectors must have a column item_id, {file} has {', '.join(table.columns)}")
     rest = table.drop("item_id")

@@ -75,8 +75,8 @@ class ContentStore:
         """(num_items,) bool, the item has content."""
         return self.array("known")
 
-    def rows(self, index: Array) -> Array:
-        """Return (N, W) float32 vectors of (N,) item indices; zero where an item has no content."""
+    def rows(self, index: Array | slice) -> Array:
+        """Return (N, W) float32 vectors of (N,) item indices or a range; zero where an item has no content."""
         rows = np.asarray(self.vectors[index], np.float32)
         return rows if self.scale is None else rows * self.scale[index][:, None]
 

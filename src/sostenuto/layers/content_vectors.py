@@ -57,6 +57,11 @@ class ContentVectors(nn.Module):
         rows = self.vectors[item].float()
         return rows * self.scale[item][:, None] if len(self.scale) else rows
 
+    def stored(self, item: Tensor) -> Tensor:
+        """Return (N, vector_dim) rows as they are stored, codes or half precision: what a cache would keep."""
+        self._check()
+        return self.vectors[item]
+
     def is_known(self, item: Tensor) -> Tensor:
         """Return (N,) bool: the item has content."""
         self._check()

@@ -39,6 +39,7 @@ class Table(nn.Module):
         weight = on_large_pages(torch.empty(num_rows, dim)).normal_(0.0, std)
         weight[PADDING] = 0.0
         self.weight = nn.Parameter(weight)
+        self.rate = 1.0  # of its learning rate to that of all tables
 
     @property
     def dim(self) -> int:

@@ -236,6 +236,35 @@ _add(
 )
 _add(
     ModelEntry(
+        name="dare",
+        title="Decoupled attention and representation embeddings (DARE)",
+        paper="ICLR 2025, arXiv:2410.02604",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        where="sostenuto.models.dare:DARE",
+        config="sostenuto.models.dare:DAREConfig",
+    )
+)
+_add(
+    ModelEntry(
+        name="muse",
+        title="Multimodal search over lifelong histories (MUSE)",
+        paper="arXiv:2512.07216",
+        kind="neural",
+        objective="bce",
+        state="growing",
+        update="exact",
+        request_context=True,
+        content=("vectors",),
+        where="sostenuto.models.muse:MUSE",
+        config="sostenuto.models.muse:MUSEConfig",
+    )
+)
+_add(
+    ModelEntry(
         name="sasrec",
         title="Self-attentive sequential recommendation, sampled softmax",
         paper="Kang and McAuley, ICDM 2018, arXiv:1808.09781",

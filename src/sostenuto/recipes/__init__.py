@@ -26,7 +26,8 @@ from sostenuto.recipes.baselines import (
     trees_no_match,
     trees_recent50,
 )
-from sostenuto.recipes.content import em3, em3_no_contrastive, em3_no_end_to_end, em3_no_lora
+from sostenuto.recipes.content import MUSE_ROWS, em3, em3_no_contrastive, em3_no_end_to_end, em3_no_lora
+from sostenuto.recipes.decoupled import DARE_ROWS
 from sostenuto.recipes.evolution import DIEN_ROWS
 from sostenuto.recipes.flows import dfgr, dfgr_no_match, dfgr_recent50, metagr, sfgr, sfgr_published
 from sostenuto.recipes.lifelong import din, din_no_match, din_recent50, sdim, sdim_no_match, sdim_recent50
@@ -63,6 +64,7 @@ RECIPES: dict[str, Recipe] = {
         sdim_no_match,
         *DIEN_ROWS,
         *SEARCH_ROWS,
+        *DARE_ROWS,
         sfgr,
         sfgr_published,
         metagr,
@@ -79,6 +81,7 @@ RECIPES: dict[str, Recipe] = {
         em3_no_end_to_end,
         em3_no_lora,
         em3_no_contrastive,
+        *MUSE_ROWS,
     )
 }
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from sostenuto.models.table import default_config
+from sostenuto.recipes.variants import newest, without_match
 from sostenuto.training.config import RunConfig
 
 
@@ -33,4 +34,73 @@ def _em3(variant: str, **changes: Any) -> RunConfig:
     return replace(em3(), name=f"em3_{variant}", model_config=replace(default_config("em3"), **changes))
 
 
-__all__ = ["em3", "em3_no_contrastive", "em3_no_end_to_end", "em3_no_lora"]
+def muse() -> RunConfig:
+    """Train search and attention by content."""
+    return RunConfig(name="muse", model="muse", model_config=default_config("muse"))
+
+
+def muse_no_match() -> RunConfig:
+    """Train MUSE without match features."""
+    return without_match(muse())
+
+
+def muse_recent200() -> RunConfig:
+    """Train MUSE over the newest 200 behaviours."""
+    return newest(muse(), 200)
+
+
+def muse_search_by_id() -> RunConfig:
+    """Search by the cosine of id vectors; stage two stays."""
+    return _muse("search_by_id", search="id")
+
+
+def muse_search_by_category() -> RunConfig:
+    """Search by category; stage two stays."""
+    return _muse("search_by_category", search="category")
+
+
+def muse_no_fusion() -> RunConfig:
+    """Leave cosines out of the scores of stage two."""
+    return _muse("no_fusion", fusion=False)
+
+
+def muse_no_tiers() -> RunConfig:
+    """Leave the counts of cosines out."""
+    return _muse("no_tiers", tiers=False)
+
+
+def muse_plain_attention() -> RunConfig:
+    """Search by content; stage two does not know it."""
+    return _muse("plain_attention", fusion=False, tiers=False)
+
+
+def _muse(variant: str, **changes: Any) -> RunConfig:
+    return replace(muse(), name=f"muse_{variant}", model_config=replace(default_config("muse"), **changes))
+
+
+MUSE_ROWS = (
+    muse,
+    muse_no_match,
+    muse_recent200,
+    muse_search_by_id,
+    muse_search_by_category,
+    muse_no_fusion,
+    muse_no_tiers,
+    muse_plain_attention,
+)
+
+__all__ = [
+    "MUSE_ROWS",
+    "em3",
+    "em3_no_contrastive",
+    "em3_no_end_to_end",
+    "em3_no_lora",
+    "muse",
+    "muse_no_fusion",
+    "muse_no_match",
+    "muse_no_tiers",
+    "muse_plain_attention",
+    "muse_recent200",
+    "muse_search_by_category",
+    "muse_search_by_id",
+]

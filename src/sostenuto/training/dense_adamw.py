@@ -25,6 +25,7 @@ class DenseAdamW:
         decay: Mapping[str, float],
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         """Take parameters.
 
@@ -33,18 +34,20 @@ class DenseAdamW:
             decay:      decoupled, times the learning rate, by name; none for the others.
             betas:      of the moments.
             eps:        added to the root.
+            rates:      multiply the learning rate of a parameter, by name; 1 for the others.
         """
         self.parameters = dict(parameters)
         self.betas, self.eps = betas, eps
-        self.groups: dict[float, list[str]] = {}  # decay -> names, each stepped in one call
+        self.groups: dict[tuple[float, float], list[str]] = {}  # (decay, rate) -> names, each stepped in one call
         for name in self.parameters:
-            self.groups.setdefault(decay.get(name, 0.0), []).append(name)
+            key = (decay.get(name, 0.0), (rates or {}).get(name, 1.0))
+            self.groups.setdefault(key, []).append(name)
         self.state: dict[str, dict[str, Tensor]] = {}
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Update every parameter that has a gradient."""
-        for decay, names in self.groups.items():
+        for (decay, rate), names in self.groups.items():
             held = {name: self.parameters[name] for name in names if self.parameters[name].grad is not None}
             if not held:
                 continue
@@ -61,7 +64,7 @@ class DenseAdamW:
                 amsgrad=False,
                 beta1=self.betas[0],
                 beta2=self.betas[1],
-                lr=learning_rate,
+                lr=learning_rate * rate,
                 weight_decay=decay,
                 eps=self.eps,
                 maximize=False,

@@ -34,6 +34,15 @@ def table_parameters(ranker: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in found.items() if not (id(p) in seen or seen.add(id(p)))}  # type: ignore[func-returns-value]
 
 
+def table_rates(ranker: nn.Module) -> dict[str, float]:
+    """Return what multiplies the learning rate of each table, by name, where a ranker has set it."""
+    return {
+        f"{name}.weight": module.rate
+        for name, module in ranker.named_modules()
+        if isinstance(module, Table) and module.rate != 1.0
+    }
+
+
 def dense_parameters(ranker: nn.Module) -> dict[str, nn.Parameter]:
     """Return every other trainable parameter by name."""
     tables = {id(p) for p in table_parameters(ranker).values()}
@@ -69,20 +78,21 @@ class RankerOptimiser:
     def __init__(self, ranker: nn.Module, config: TrainingConfig) -> None:
         self.config = config
         self.dense = dense_parameters(ranker)
-        tables = table_parameters(ranker)
+        tables, rates = table_parameters(ranker), table_rates(ranker)
         self.tables = TouchedRowOptimiser(
             tables if config.table_clock == "row" else {},
             kind=config.table_optimiser,
             betas=config.adam_betas,
             decay=config.table_decay,
             decay_by=config.table_decay_by,
+            rates=rates,
         )
         matrices = {name: config.weight_decay for name, p in self.dense.items() if p.dim() >= 2}
         self.adamw = DenseAdamW(self.dense, decay=matrices, betas=config.adam_betas)
         # tables whose rows all move at every step: a resting row goes on by its momentum, as in plain Adam
         self.whole = tables if config.table_clock == "step" else {}
         self.whole_adamw = DenseAdamW(
-            self.whole, decay=dict.fromkeys(self.whole, config.table_decay), betas=config.adam_betas
+            self.whole, decay=dict.fromkeys(self.whole, config.table_decay), betas=config.adam_betas, rates=rates
         )
 
     def step(self, share: float) -> StepReport:
@@ -163,4 +173,5 @@ __all__ = [
     "dense_parameters",
     "learning_rate_share",
     "table_parameters",
+    "table_rates",
 ]

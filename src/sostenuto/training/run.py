@@ -330,6 +330,22 @@ def run_training(
     return RunResult(folder=run.out, config=config, finished=finished)
 
 
+def ready_to_train(
+    data: PreparedData, config: RunConfig, device: torch.device, reporter: Reporter | None = None
+) -> tuple[Any, RequestLoader | SequenceLoader]:
+    """Return a fresh calibrated ranker and the loader of its training batches, for a closer look at training.
+
+    Call it inside `process_settings`; nothing is written.
+    """
+    run = _open(data, Path(), config, device, reporter or SilentReporter())
+    ranker: Any = build(config.model, config.model_config, run.collator.features, seed=config.training.seed)
+    ranker = ranker.to(device)
+    if run.content:
+        ranker.take_content(run.content)
+    _calibrate(run, ranker)
+    return ranker, run.train
+
+
 def _record_plan(run: _Run, there: dict[str, Any], plan: MemoryPlan) -> None:
     run.reporter.plan(plan)
     there["memory_plan"] = plan.as_json()
@@ -536,6 +552,7 @@ __all__ = [
     "device_named",
     "open_run",
     "process_settings",
+    "ready_to_train",
     "run_training",
     "with_seed",
 ]

@@ -50,8 +50,21 @@ class TouchedRowOptimiser:
         eps: float = 1e-8,
         decay: float = 0.0,
         decay_by: DecayBy = "frequency",
+        rates: Mapping[str, float] | None = None,
     ) -> None:
+        """Take tables.
+
+        Args:
+            tables:   by name.
+            kind:     what is kept of a row; so are betas and eps.
+            betas:    of the moments.
+            eps:      added to the root.
+            decay:    decoupled, times the learning rate.
+            decay_by: see above.
+            rates:    multiply the learning rate of a table, by name; 1 for the others.
+        """
         self.tables = dict(tables)
+        self.rates = dict(rates or {})
         self.rule = UpdateRule(kind=kind, betas=betas, eps=eps, decay=decay, decay_by=decay_by)
         self.state: dict[str, dict[str, Tensor]] = {name: new_state(p, kind) for name, p in self.tables.items()}
 
@@ -78,7 +91,12 @@ class TouchedRowOptimiser:
             touched += len(rows)
             if len(rows):
                 update_rows(
-                    self.tables[name], self.state[name], rows, gradient, rule=self.rule, learning_rate=learning_rate
+                    self.tables[name],
+                    self.state[name],
+                    rows,
+                    gradient,
+                    rule=self.rule,
+                    learning_rate=learning_rate * self.rates.get(name, 1.0),
                 )
         return touched
 

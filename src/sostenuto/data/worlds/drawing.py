@@ -31,6 +31,7 @@ from sostenuto.data.worlds.table import (
     WORLDS,
 )
 from sostenuto.data.worlds.taste import Taste, any_kind, current, decoys, habit_part, habits, is_liked_kind, phase
+from sostenuto.data.worlds.two_jobs import two_jobs_log
 from sostenuto.schema.errors import SpecError, did_you_mean
 
 
@@ -71,6 +72,8 @@ def world_log(
 
     if name == "mixed_content":
         return mixed_content_log(events, users, items, requests, seed)
+    if name == "two_jobs":
+        return two_jobs_log(events, users, items, requests, seed)
     rng = generator(seed, "world", name)
     taste = Taste(
         kind_from=rng.integers(0, KINDS, users),

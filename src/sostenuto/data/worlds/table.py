@@ -22,6 +22,7 @@ PHASE_EVENTS = 4  # of phases: behaviours of one group, before the next group's 
 RARE_FROM = -(-KINDS * (GROUPS - 1) // GROUPS)  # prior_intents: kinds from this on, the last group, are the rare intent
 RARE_SHARE = 0.06  # of its events
 NEW_SHARE = 0.3  # of the items of mixed_content: they come up after the training requests
+CIRCLES = 4  # of kinds in two_jobs
 CONTENT = 8  # width of each of its two content vectors
 START = datetime.datetime(2023, 1, 2, tzinfo=datetime.UTC)  # a Monday
 DAYS = 364
@@ -110,6 +111,13 @@ WORLDS: dict[str, World] = {
         ),
         World(name="stable_taste", title="Three liked kinds, always", seen_by="counts of kinds", favourites=3),
         World(
+            name="two_jobs",
+            title=f"Kinds lie in {CIRCLES} circles and speak for or against them; the last three events of a "
+            "candidate's circle decide",
+            seen_by="which behaviours matter and what they say, each by itself",
+            favourites=0,
+        ),
+        World(
             name="weekly_habit",
             title="The liked kind depends on the weekday; those of other days are decoys",
             seen_by="the weekday of behaviours and of the request",
@@ -122,6 +130,7 @@ WORLDS: dict[str, World] = {
 __all__ = [
     "BUY",
     "CANDIDATES",
+    "CIRCLES",
     "CONTENT",
     "DAYS",
     "DAY_S",
