@@ -17,7 +17,7 @@ from sostenuto.schema.histories import Catalogue
 from sostenuto.schema.ranker import ItemKeeper
 
 SPEC = view_of(PREPARED, match=True)
-KEEPERS = ("din", "dien", "sdim", "em3")
+KEEPERS = ("din", "dien", "sdim", "dare", "muse", "em3")
 every = pytest.mark.parametrize("name", KEEPERS)
 
 
