@@ -37,8 +37,8 @@ from sostenuto.models.dien import DIEN, DIENConfig
 from sostenuto.models.din import DIN, DINConfig
 from sostenuto.models.table import build, default_config
 from sostenuto.native.library import available, using
-from sostenuto.ops.jagged import moment_starts
 from sostenuto.ops.moment_negatives import negatives_of_moments
+from sostenuto.ops.moments import moment_places
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec, Field
 from sostenuto.schema.histories import Candidates, Context, History, RequestBatch
@@ -254,7 +254,7 @@ def test_the_auxiliary_loss_is_that_of_the_loop_over_moments(scorer):
     """Section 4.2, its target the next distinct moment: behaviours of one moment are not each other's next."""
     ranker, batch = dien(auxiliary_scorer=scorer), make_batch(SPEC, [(9, 1), (1, 1), (6, 1), (0, 1)], 4)
     histories = batch.histories
-    moment = moment_starts(histories.offsets, histories.time_ms)
+    moment = moment_places(histories.offsets, histories.time_ms).first
     item = torch.randn(len(moment), ranker.histories.items.out_dim)
     states = torch.randn(len(moment), 8)
     drawn, good = negatives_of_moments(histories.item, moment)
@@ -302,7 +302,7 @@ def test_the_auxiliary_loss_ignores_the_last_state_and_the_first_behaviour():
     """Property 8: neither the first moment's items nor their negatives, nor the state behind the last moment."""
     ranker, batch = dien(), make_batch(SPEC, [(6, 1), (5, 1)], 4)
     histories = all_moments_distinct(batch.histories)
-    moment = moment_starts(histories.offsets, histories.time_ms)
+    moment = moment_places(histories.offsets, histories.time_ms).first
     states, item, negative = (torch.randn(11, width) for width in (8, *[ranker.histories.items.out_dim] * 2))
     good = torch.ones(11, dtype=torch.bool)
 
@@ -356,7 +356,7 @@ def test_the_auxiliary_loss_is_of_training_only_and_weighted():
 @given(batch=batches(SPEC), seed=st.integers(0, 99))
 def test_negatives_are_items_that_the_moment_does_not_hold(batch, seed):
     histories = batch.histories
-    moment = moment_starts(histories.offsets, histories.time_ms)
+    moment = moment_places(histories.offsets, histories.time_ms).first
     torch.manual_seed(seed)
     drawn, good = negatives_of_moments(histories.item, moment)
     assert drawn.shape == good.shape == moment.shape
@@ -381,8 +381,8 @@ def test_negatives_come_as_often_as_items_occur():
 def test_a_moment_ends_where_time_or_row_changes():
     offsets = torch.tensor([0, 3, 3, 6, 7])
     time_ms = torch.tensor([5, 5, 8, 8, 8, 9, 9])
-    assert moment_starts(offsets, time_ms).tolist() == [0, 0, 2, 3, 3, 5, 6]
-    assert moment_starts(torch.tensor([0, 0]), torch.zeros(0, dtype=torch.int64)).tolist() == []
+    assert moment_places(offsets, time_ms).first.tolist() == [0, 0, 2, 3, 3, 5, 6]
+    assert moment_places(torch.tensor([0, 0]), torch.zeros(0, dtype=torch.int64)).first.tolist() == []
 
 
 # -- worlds ------------------------------------------------------------------------------------------------------------

@@ -22,9 +22,8 @@ from sostenuto.evaluation.gauc import gauc
 from sostenuto.evaluation.predictions import load_predictions
 from sostenuto.layers.embedding import Table
 from sostenuto.models.muse import MUSE, MUSEConfig, SimTier
-from sostenuto.ops.fused_attention import fused_attention
 from sostenuto.ops.jagged import row_index
-from sostenuto.ops.selected_attention import selected_attention
+from sostenuto.ops.selected_attention import Fusion, selected_attention
 from sostenuto.ops.sim_tier import MIDDLE, TIERS, pair_cosines, tier_counts, tier_of
 from sostenuto.recipes import recipe_named
 from sostenuto.schema.content import ItemContent
@@ -240,7 +239,7 @@ def pairs(seed=0, sizes=(5, 3, 0)):
 def test_4_fused_attention_is_its_equation():
     query, key, bias, value, r, place, offsets = pairs()
     factors = torch.tensor([[0.5, 1.0], [2.0, -1.0], [0.3, 4.0]])
-    found = fused_attention(query, key, bias, value, r, factors, place, offsets)
+    found = selected_attention(query, key, bias, value, place, offsets, fusion=Fusion(r, factors))
     for n, (a, b) in enumerate(itertools.pairwise(offsets.tolist())):
         at = place[a:b]
         for head in range(2):
@@ -260,7 +259,7 @@ def test_4_fused_attention_is_its_equation():
 def test_4_without_cosines_it_is_plain_target_attention():
     query, key, bias, value, r, place, offsets = pairs(1)
     plain = torch.tensor([[1.0], [0.0], [0.0]]).expand(3, 2)
-    found = fused_attention(query, key, bias, value, r, plain, place, offsets)
+    found = selected_attention(query, key, bias, value, place, offsets, fusion=Fusion(r, plain))
     assert torch.equal(found, selected_attention(query, key, bias, value, place, offsets))
 
 
@@ -288,7 +287,7 @@ def test_a_bias_comes_after_the_fusion_where_a_negative_cosine_cannot_turn_it():
     r = torch.full((2,), -0.9)
     place = torch.tensor([int(place[0]), (int(place[0]) + 1) % 6])
     factors = torch.tensor([[1.0], [1.0], [1.0]]).expand(3, 2)
-    found = fused_attention(query, key, bias, value, r, factors, place, offsets)
+    found = selected_attention(query, key, bias, value, place, offsets, fusion=Fusion(r, factors))
     torch.testing.assert_close(found, value[place[1]].expand(1, 2, 3), rtol=1e-6, atol=1e-6)
 
 

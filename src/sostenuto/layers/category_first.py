@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sostenuto.layers.selector import CategoryIndex, CategorySelector, SearchIndex, check_kept
+from sostenuto.layers.selector import NOTHING, CategoryIndex, CategorySelector, SearchIndex, check_kept
 from sostenuto.ops.jagged import Taken, interleave_rows, lengths_to_offsets, newest_moments, position_in_row, row_index
 from sostenuto.ops.top_k import Selected
 
@@ -54,7 +54,7 @@ def _newest_others(
     candidate = row_index(pairs)
     position = window.positions[high[asked[candidate]] - 1 - position_in_row(pairs)]  # the newest first
     other = index.rows[position] != query[candidate]
-    other |= query[candidate] == 0  # NOTHING equals nothing
+    other |= query[candidate] == NOTHING  # it equals nothing
     candidate, position = candidate[other], position[other]
     place = position_in_row(lengths_to_offsets(torch.bincount(candidate, minlength=query.shape[0])))
     time_ms = index.time_ms[position]

@@ -93,7 +93,7 @@ class NextBehaviourLoss(nn.Module):
             negative: (N, D) those of negatives.
             is_negative: (N,) bool, False where none was found.
             offsets: (B + 1,).
-            moment: (N,) position of the first behaviour of each one's moment, see `ops.jagged.moment_starts`.
+            moment: (N,) position of the first behaviour of each one's moment, see `ops.moments`.
         """
         row_start = torch.repeat_interleave(offsets[:-1], offsets[1:] - offsets[:-1])
         later = (moment > row_start).nonzero().squeeze(1)

@@ -32,8 +32,9 @@ from sostenuto.layers.next_behaviour import SCORERS, NextBehaviourLoss, Scorer
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.taste import TasteState
 from sostenuto.layers.tower import Activation, Tower
-from sostenuto.ops.jagged import moment_starts, offsets_to_lengths, segment_sum
+from sostenuto.ops.jagged import offsets_to_lengths, segment_sum
 from sostenuto.ops.moment_negatives import negatives_of_moments
+from sostenuto.ops.moments import moment_places
 from sostenuto.ops.recurrence import Cell
 from sostenuto.ops.table_rows import spread_rows
 from sostenuto.schema.errors import SpecError
@@ -222,7 +223,7 @@ class DIEN(nn.Module):
         """Return the next-behaviour loss against negatives drawn from the batch, None where it is left out."""
         if self.next_behaviour is None:
             return None
-        moment = moment_starts(histories.offsets, histories.time_ms)
+        moment = moment_places(histories.offsets, histories.time_ms).first
         drawn, is_negative = negatives_of_moments(histories.item, moment)
         fields = {field.name: histories.fields[field.name][drawn] for field in self.histories.items.fields.fields}
         # as items of the row they are held against: with the fixed vectors that this row may see

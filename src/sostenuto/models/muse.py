@@ -29,8 +29,8 @@ from sostenuto.layers.selector import CategorySelector, ProductSelector, SearchI
 from sostenuto.layers.target_attention import TargetAttention
 from sostenuto.layers.taste import TasteState
 from sostenuto.layers.tower import Tower
-from sostenuto.ops.fused_attention import fused_attention
 from sostenuto.ops.jagged import Taken, interleave_rows, lengths_to_offsets, newest_moments, row_index, segment_mean
+from sostenuto.ops.selected_attention import Fusion, selected_attention
 from sostenuto.ops.sim_tier import MIDDLE, TIERS, pair_cosines, tier_counts
 from sostenuto.ops.table_rows import distinct_values, few_rows, spread_rows
 from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
@@ -332,7 +332,7 @@ class MUSE(nn.Module):
         place: Tensor,
         offsets: Tensor,
     ) -> Tensor:
-        """Return (Nc, H, D + gap features) interests; see `ops.fused_attention`.
+        """Return (Nc, H, D + gap features) interests; see `ops.selected_attention`.
 
         Args:
             target: (Nc, D).
@@ -343,13 +343,9 @@ class MUSE(nn.Module):
             place: (M,) which of the U each pair is about.
             offsets: (Nc + 1,) where candidates begin among the pairs.
         """
-        fusion: Tensor
-        if self.fusion is not None:
-            fusion = self.fusion
-        else:
-            fusion = target.new_tensor([[1.0], [0.0], [0.0]]).expand(3, self.config.heads)
         value = key if gaps is None else torch.cat([key, gaps], 1)
-        return fused_attention(self.exact.folded(target), key, bias, value, cosine, fusion, place, offsets)
+        fusion = None if self.fusion is None else Fusion(cosine, self.fusion)
+        return selected_attention(self.exact.folded(target), key, bias, value, place, offsets, fusion=fusion)
 
     def _bias(self, state: MUSEState, first: Tensor, gaps: Tensor | None) -> Tensor | None:
         side = None if state.history.side is None else state.history.side[first]

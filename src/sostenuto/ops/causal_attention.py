@@ -150,9 +150,6 @@ def _strip_height(queries: int) -> int:
 
 
 def _group(rows: Tensor, query_offsets: Tensor, key_offsets: Tensor, visible: Tensor, asked: int, known: int) -> _Group:
-    if len(rows) == 1:
-        return _one_row(int(query_offsets[rows]), int(key_offsets[rows]), visible, asked, known)
-
     def laid_out(offsets: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
         place = torch.arange(width, device=rows.device)
         length = (offsets[rows + 1] - offsets[rows])[:, None]
@@ -180,20 +177,6 @@ def _group(rows: Tensor, query_offsets: Tensor, key_offsets: Tensor, visible: Te
         if high > 0
     )
     return _Group(query, key, sees, query_mask, key_mask, strips)
-
-
-def _one_row(first_query: int, first_key: int, visible: Tensor, asked: int, known: int) -> _Group:
-    """Do what `_group` does for a row alone, of which a request is made, in fewer and smaller operations."""
-    query = torch.arange(first_query, first_query + asked, device=visible.device)[None]
-    key = torch.arange(first_key, first_key + known, device=visible.device)[None]
-    sees = visible[None, first_query : first_query + asked]
-    each: list[int] = sees[0].tolist()
-    height = _strip_height(asked)
-    if 4 * (max(each) - min(each)) <= known:
-        height = MOST_QUERIES
-    edges = [(first, min(first + height, asked)) for first in range(0, asked, height)]
-    strips = [_Strip(first, last, min(each[first:last]), max(each[first:last])) for first, last in edges]
-    return _Group(query, key, sees, None, None, tuple(strip for strip in strips if strip.end > 0))
 
 
 def causal_attention(

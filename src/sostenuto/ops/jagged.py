@@ -119,15 +119,6 @@ def newest_time(offsets: Tensor, time_ms: Tensor) -> Tensor:
     return found
 
 
-def moment_starts(offsets: Tensor, time_ms: Tensor) -> Tensor:
-    """Return (N,) int64, the position of the first value of each value's moment: neighbours of one row and time."""
-    position = torch.arange(time_ms.shape[0], device=time_ms.device)
-    begins = torch.ones_like(time_ms, dtype=torch.bool)
-    begins[1:] = time_ms[1:] != time_ms[:-1]
-    begins[offsets[:-1][offsets[1:] > offsets[:-1]]] = True
-    return torch.where(begins, position, 0).cummax(0).values if len(position) else position
-
-
 def newest(offsets: Tensor, count: int) -> Taken:
     """Take the last `count` values of every row (fewer where the row is shorter)."""
     lengths = offsets_to_lengths(offsets)
@@ -175,7 +166,6 @@ __all__ = [
     "from_padded",
     "interleave_rows",
     "lengths_to_offsets",
-    "moment_starts",
     "newest",
     "newest_moments",
     "newest_time",

@@ -22,6 +22,11 @@ class MomentPlaces:
         """(N,) int64 behaviours of the row before its moment."""
         return self.end - self.size[self.moment]
 
+    @property
+    def first(self) -> Tensor:
+        """(N,) int64 position of the first behaviour of the moment."""
+        return (self.size.cumsum(0) - self.size)[self.moment]
+
     def from_end(self, offsets: Tensor) -> Tensor:
         """Return (N,) int64 which moment of its row, 0 for the newest, of rows that start at (B + 1,) offsets."""
         if not self.index.numel():
