@@ -43,12 +43,6 @@ class EventTimes:
             )
         self.joint = np.sort(rank.reshape(-1) * self.span + (time_ms - self.first_ms))
 
-    def count(self, key: Array, moment: Array, since: Array | None = None) -> Array:
-        """Return (C,) events of `key` with time in [since, moment)."""
-        found = self.find(key)
-        end = self.before(found, moment)
-        return end if since is None else np.maximum(end - self.before(found, since), 0)
-
     def find(self, key: Array) -> tuple[Array, Array]:
         """Return (C,) ranks of keys, and whether they have events; `before` takes the two."""
         if not len(self.keys):
@@ -67,21 +61,71 @@ class EventTimes:
         low = self.starts[rank]
         return (lower_bounds(self.joint, rank * self.span + inside, low, self.starts[rank + 1]) - low) * known
 
+    def events(self) -> tuple[Array, Array]:
+        """Return key and time of every event, ordered by key, then by time."""
+        rank, since = np.divmod(self.joint, self.span)
+        return self.keys[rank], since + self.first_ms
+
+    def __len__(self) -> int:
+        return len(self.joint)
+
+
+class GrowingEventTimes:
+    """Event times per key that later events can join; each of a few levels is sorted, and a small one joins the next.
+
+    So n events one after another cost O(n log n) in all, and a question as many searches as there are levels.
+    """
+
+    def __init__(self, key: Array, time_ms: Array) -> None:
+        self.levels = [EventTimes(key, time_ms)] if len(key) else []
+
+    def add(self, key: Array, time_ms: Array) -> None:
+        """Take further events in, in any order of time."""
+        while self.levels and len(self.levels[-1]) <= 2 * len(key):
+            old_key, old_ms = self.levels.pop().events()
+            key, time_ms = np.concatenate([old_key, key]), np.concatenate([old_ms, time_ms])
+        if len(key):
+            self.levels.append(EventTimes(key, time_ms))
+
+    def find(self, key: Array) -> list[tuple[Array, Array]]:
+        """Find (C,) keys; `before` takes the answer."""
+        return [level.find(key) for level in self.levels]
+
+    def before(self, found: list[tuple[Array, Array]], moment: Array) -> Array:
+        """Return (C,) events before a moment of keys that `find` has found."""
+        counts = [level.before(at, moment) for level, at in zip(self.levels, found, strict=True)]
+        return np.sum(counts, axis=0) if counts else np.zeros(len(moment), np.int64)
+
+    def count(self, key: Array, moment: Array, since: Array | None = None) -> Array:
+        """Return (C,) events of `key` with time in [since, moment)."""
+        found = self.find(key)
+        end = self.before(found, moment)
+        return end if since is None else np.maximum(end - self.before(found, since), 0)
+
 
 class PopularityIndex:
-    """Point-in-time popularity of items, from the flat behaviour arrays of all users.
+    """Point-in-time popularity of items, from the flat behaviour arrays of all users; later events can join.
 
     The unit is log1p(per-million share of the events in the window), so that it does not drift as a log grows.
     """
 
     def __init__(self, item: Array, time_ms: Array, place: Array, num_items: int) -> None:
+        nothing = np.zeros(0, np.int64)
+        self.num_items = num_items
+        self.by_item = GrowingEventTimes(nothing, nothing)
+        self.by_pair = GrowingEventTimes(nothing, nothing)
+        self.by_place = GrowingEventTimes(nothing, nothing)
+        self.all = GrowingEventTimes(nothing, nothing)
+        self.add(item, time_ms, place)
+
+    def add(self, item: Array, time_ms: Array, place: Array) -> None:
+        """Take (N,) further events in."""
         item, time_ms = np.asarray(item, np.int64), np.asarray(time_ms, np.int64)
         place = np.asarray(place, np.int64)
-        self.num_items = num_items
-        self.by_item = EventTimes(item, time_ms)
-        self.by_pair = EventTimes(place * num_items + item, time_ms)
-        self.by_place = EventTimes(place, time_ms)
-        self.all_times = np.sort(time_ms)
+        self.by_item.add(item, time_ms)
+        self.by_pair.add(place * self.num_items + item, time_ms)
+        self.by_place.add(place, time_ms)
+        self.all.add(np.zeros(len(time_ms), np.int64), time_ms)
 
     def features(self, item: Array, row: Array, time_ms: Array, place: Array) -> dict[str, Array]:
         """Return the columns of POPULARITY_FIELDS for C candidates; everything counts strictly before the request.
@@ -93,8 +137,9 @@ class PopularityIndex:
             place:    (B,) int64 place of the request; 0 (missing) counts the events without a place.
         """
         since = time_ms - WINDOW_MS
-        total = np.searchsorted(self.all_times, time_ms)
-        recent_total = total - np.searchsorted(self.all_times, since)
+        everything = np.zeros(len(time_ms), np.int64)
+        total = self.all.count(everything, time_ms)
+        recent_total = self.all.count(everything, time_ms, since)
         at_place = self.by_place.count(place, time_ms)
         moment, pair = time_ms[row], place[row] * self.num_items + item
         items = self.by_item.find(item)
@@ -111,4 +156,4 @@ def _log_share(count: Array, total: Array) -> Array:
     return np.log1p(1e6 * count / np.maximum(total, 1)).astype(np.float32)
 
 
-__all__ = ["POPULARITY_FIELDS", "EventTimes", "PopularityIndex"]
+__all__ = ["POPULARITY_FIELDS", "EventTimes", "GrowingEventTimes", "PopularityIndex"]
