@@ -25,7 +25,7 @@ def test_popularity_counts_strictly_before_the_request(
 ) -> None:
     step = WINDOW_MS // 3
     item, when, place = (np.array([e[k] for e in events], np.int64) for k in range(3))
-    index = PopularityIndex(item, when * step, place, num_items=8)
+    index = PopularityIndex(num_items=8).joined(item, when * step, place)
     asked, moment, where = (np.array([q[k] for q in queries], np.int64) for k in range(3))
     with using(FORMS[form]):
         got = index.features(asked, np.arange(len(asked)), moment * step, where)
@@ -39,7 +39,7 @@ def test_popularity_counts_strictly_before_the_request(
 
 
 def test_counts_of_an_unknown_key_are_zero() -> None:
-    times = GrowingEventTimes(np.array([3, 3, 5]), np.array([1, 2, 3]))
+    times = GrowingEventTimes().joined(np.array([3, 3, 5]), np.array([1, 2, 3]))
     assert times.count(np.array([4, 9, 3]), np.array([10, 10, 2])).tolist() == [0, 0, 1]
 
 
@@ -54,18 +54,18 @@ def test_counts_of_keys_far_apart_equal_counting(
     key, time = (np.array([e[k] for e in events], np.int64) for k in range(2))
     asked, moment = (np.array([q[k] for q in queries], np.int64) for k in range(2))
     with using(FORMS[form]):
-        got = GrowingEventTimes(key, time).count(asked, moment, moment - 2)
+        got = GrowingEventTimes().joined(key, time).count(asked, moment, moment - 2)
     want = [sum(k == a and m - 2 <= t < m for k, t in events) for a, m in queries]
     assert got.tolist() == want
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 9)), max_size=8), max_size=12))
 def test_events_that_come_in_parts_count_as_events_at_once(parts: list[list[tuple[int, int]]]) -> None:
-    grown = GrowingEventTimes(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    grown = GrowingEventTimes()
     for part in parts:
-        grown.add(*(np.array([e[k] for e in part], np.int64) for k in range(2)))
+        grown = grown.joined(*(np.array([e[k] for e in part], np.int64) for k in range(2)))
     events = [e for part in parts for e in part]
-    whole = GrowingEventTimes(*(np.array([e[k] for e in events], np.int64) for k in range(2)))
+    whole = GrowingEventTimes().joined(*(np.array([e[k] for e in events], np.int64) for k in range(2)))
     asked, moment = (grid.ravel() for grid in np.meshgrid(np.arange(-1, 7), np.arange(-4, 11)))
     assert grown.count(asked, moment, moment - 3).tolist() == whole.count(asked, moment, moment - 3).tolist()
     sizes = [len(level) for level in grown.levels]

@@ -75,7 +75,9 @@ class Collator:
             user_fields={
                 f.name: data.user_field(f.name) for f in data.features.context_fields if f.name in in_user_table
             },
-            popularity=PopularityIndex(behaviours.item, behaviours.time_ms, behaviours.place, data.features.num_items),
+            popularity=PopularityIndex(num_items=data.features.num_items).joined(
+                behaviours.item, behaviours.time_ms, behaviours.place
+            ),
         )
 
     def batch(self, requests: Requests, rows: Array) -> RequestBatch:

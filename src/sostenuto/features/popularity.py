@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,21 +72,22 @@ class EventTimes:
 
 
 class GrowingEventTimes:
-    """Event times per key that later events can join; each of a few levels is sorted, and a small one joins the next.
+    """Event times per key that later events can join; a value. Each of a few levels is sorted.
 
-    So n events one after another cost O(n log n) in all, and a question as many searches as there are levels.
+    A small level joins the next: n events one after another cost O(n log n) in all, and a question as many searches as
+    there are levels.
     """
 
-    def __init__(self, key: Array, time_ms: Array) -> None:
-        self.levels = [EventTimes(key, time_ms)] if len(key) else []
+    def __init__(self, levels: tuple[EventTimes, ...] = ()) -> None:
+        self.levels = levels
 
-    def add(self, key: Array, time_ms: Array) -> None:
-        """Take further events in, in any order of time."""
-        while self.levels and len(self.levels[-1]) <= 2 * len(key):
-            old_key, old_ms = self.levels.pop().events()
+    def joined(self, key: Array, time_ms: Array) -> GrowingEventTimes:
+        """Return the event times with further events, in any order of time."""
+        kept = list(self.levels)
+        while kept and len(kept[-1]) <= 2 * len(key):
+            old_key, old_ms = kept.pop().events()
             key, time_ms = np.concatenate([old_key, key]), np.concatenate([old_ms, time_ms])
-        if len(key):
-            self.levels.append(EventTimes(key, time_ms))
+        return GrowingEventTimes((*kept, EventTimes(key, time_ms)) if len(key) else tuple(kept))
 
     def find(self, key: Array) -> list[tuple[Array, Array]]:
         """Find (C,) keys; `before` takes the answer."""
@@ -103,29 +105,33 @@ class GrowingEventTimes:
         return end if since is None else np.maximum(end - self.before(found, since), 0)
 
 
+NO_EVENTS = GrowingEventTimes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PopularityIndex:
-    """Point-in-time popularity of items, from the flat behaviour arrays of all users; later events can join.
+    """Point-in-time popularity of items, from the events of all users; a value that later events can join.
 
     The unit is log1p(per-million share of the events in the window), so that it does not drift as a log grows.
     """
 
-    def __init__(self, item: Array, time_ms: Array, place: Array, num_items: int) -> None:
-        nothing = np.zeros(0, np.int64)
-        self.num_items = num_items
-        self.by_item = GrowingEventTimes(nothing, nothing)
-        self.by_pair = GrowingEventTimes(nothing, nothing)
-        self.by_place = GrowingEventTimes(nothing, nothing)
-        self.all = GrowingEventTimes(nothing, nothing)
-        self.add(item, time_ms, place)
+    num_items: int
+    by_item: GrowingEventTimes = NO_EVENTS
+    by_pair: GrowingEventTimes = NO_EVENTS
+    by_place: GrowingEventTimes = NO_EVENTS
+    all: GrowingEventTimes = NO_EVENTS
 
-    def add(self, item: Array, time_ms: Array, place: Array) -> None:
-        """Take (N,) further events in."""
+    def joined(self, item: Array, time_ms: Array, place: Array) -> PopularityIndex:
+        """Return the index with (N,) further events, in any order of time."""
         item, time_ms = np.asarray(item, np.int64), np.asarray(time_ms, np.int64)
         place = np.asarray(place, np.int64)
-        self.by_item.add(item, time_ms)
-        self.by_pair.add(place * self.num_items + item, time_ms)
-        self.by_place.add(place, time_ms)
-        self.all.add(np.zeros(len(time_ms), np.int64), time_ms)
+        return PopularityIndex(
+            num_items=self.num_items,
+            by_item=self.by_item.joined(item, time_ms),
+            by_pair=self.by_pair.joined(place * self.num_items + item, time_ms),
+            by_place=self.by_place.joined(place, time_ms),
+            all=self.all.joined(np.zeros(len(time_ms), np.int64), time_ms),
+        )
 
     def features(self, item: Array, row: Array, time_ms: Array, place: Array) -> dict[str, Array]:
         """Return the columns of POPULARITY_FIELDS for C candidates; everything counts strictly before the request.
