@@ -4,6 +4,8 @@
     |- SpecError (ValueError)            a spec, a recipe or an option says something we refuse
     |- DataError (ValueError)            the data themselves break a promise
     |- RunError (RuntimeError)           a run folder is missing, half-written or of another format
+    |- BundleError (RuntimeError)        an exported bundle is damaged, of another format, or no bundle
+    |- StateError (ValueError)           stored bytes are not a user state of this ranker
     |- NoLibrary (RuntimeError)        the compiled operators are asked for and cannot be had
     |- MissingSource (FileNotFoundError) a data set is not on this machine; the text says how to get it
     `- MissingExtra (ImportError)        an optional dependency is needed; the text names the extra
@@ -33,6 +35,14 @@ class RunError(SostenutoError, RuntimeError):
     """A run folder cannot be used as it stands."""
 
 
+class BundleError(SostenutoError, RuntimeError):
+    """A bundle cannot be opened; the text names the file."""
+
+
+class StateError(SostenutoError, ValueError):
+    """Stored bytes cannot be read as a user state, or a state cannot be stored."""
+
+
 class NoLibrary(SostenutoError, RuntimeError):
     """The compiled library was asked for and cannot be had."""
 
@@ -56,6 +66,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 __all__ = [
+    "BundleError",
     "DataError",
     "MissingExtra",
     "MissingSource",
@@ -63,5 +74,6 @@ __all__ = [
     "RunError",
     "SostenutoError",
     "SpecError",
+    "StateError",
     "did_you_mean",
 ]
