@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import sostenuto
-from sostenuto.cli import analyse, bench, compare, content, data, evaluate, models, rank, steer, train
+from sostenuto.cli import analyse, bench, compare, content, data, evaluate, export, models, rank, steer, train
 from sostenuto.cli.clean_errors import CleanErrors
 from sostenuto.cli.output import print_lines
 
@@ -45,6 +45,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("rank")(rank.rank)
+app.command("export")(export.export)
 app.command("steer")(steer.steer)
 app.add_typer(analyse.app, name="analyse")
 app.command("bench")(bench.bench)

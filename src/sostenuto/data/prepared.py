@@ -225,10 +225,7 @@ class PreparedData:
     @cached_property
     def item_category(self) -> Array:
         """(num_items, K) int32 category path of every item index."""
-        names = [f"category.{level.name}" for level in self.features.categories]
-        if not names:
-            return np.zeros((self.features.num_items, 0), np.int32)
-        return np.ascontiguousarray(self.items.select(names).to_numpy().astype(np.int32))
+        return category_paths(self.items, self.features)
 
     def item_field(self, name: str) -> Array:
         """Return the column (num_items,) or (num_items, width) of an item field."""
@@ -256,9 +253,21 @@ class PreparedData:
         """What content of items was built in this folder, by name; read anew at every call."""
         return content_manifests(self.folder, self.manifest.arrays_hash)
 
+    def has_vocabulary(self, name: str) -> bool:
+        """Say whether raw ids of that name were written."""
+        return (self.folder / "vocab" / f"{name}.parquet").is_file()
+
     def vocabulary(self, name: str) -> list[str]:
         """Raw ids by index; the first two are padding and unknown."""
         return pl.read_parquet(self.folder / "vocab" / f"{name}.parquet")["id"].to_list()
+
+
+def category_paths(items: pl.DataFrame, features: FeatureSpec) -> Array:
+    """Return the (num_items, K) int32 category path of every row of an item table."""
+    names = [f"category.{level.name}" for level in features.categories]
+    if not names:
+        return np.zeros((features.num_items, 0), np.int32)
+    return np.ascontiguousarray(items.select(names).to_numpy().astype(np.int32))
 
 
 def column_array(column: pl.Series) -> Array:
@@ -275,6 +284,7 @@ __all__ = [
     "Protocol",
     "Requests",
     "arrays_hash",
+    "category_paths",
     "column_array",
     "hashed_files",
     "write_arrays",

@@ -4,6 +4,8 @@
     |- SpecError (ValueError)            a spec, a recipe or an option says something we refuse
     |- DataError (ValueError)            the data themselves break a promise
     |- RunError (RuntimeError)           a run folder is missing, half-written or of another format
+    |- BundleError (RuntimeError)        an exported bundle is damaged, of another format, or no bundle
+    |- StateError (ValueError)           stored bytes are not a user state of this ranker
     |- NoLibrary (RuntimeError)        the compiled operators are asked for and cannot be had
     |- StoreError (RuntimeError)         a store of events did not do what it was asked; nothing is half-written
     |  |- StoreFull                      it has no room left: its limit, the server's memory, or the disk
@@ -37,6 +39,14 @@ class DataError(SostenutoError, ValueError):
 
 class RunError(SostenutoError, RuntimeError):
     """A run folder cannot be used as it stands."""
+
+
+class BundleError(SostenutoError, RuntimeError):
+    """A bundle cannot be opened; the text names the file."""
+
+
+class StateError(SostenutoError, ValueError):
+    """Stored bytes cannot be read as a user state, or a state cannot be stored."""
 
 
 class NoLibrary(SostenutoError, RuntimeError):
@@ -86,6 +96,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 __all__ = [
+    "BundleError",
     "DataError",
     "MissingExtra",
     "MissingSource",
@@ -93,6 +104,7 @@ __all__ = [
     "RunError",
     "SostenutoError",
     "SpecError",
+    "StateError",
     "StoreBusy",
     "StoreDamaged",
     "StoreError",

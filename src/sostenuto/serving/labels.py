@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import polars as pl
 
-from sostenuto.schema.features import FIRST_KNOWN
-
-if TYPE_CHECKING:
-    from sostenuto.data.prepared import PreparedData
+from sostenuto.schema.features import FIRST_KNOWN, FeatureSpec
 
 LONGEST = 60  # characters: a column of a table still holds it
+
+
+class DescribedItems(Protocol):
+    """What names are made of: prepared data have it, and so does a bundle."""
+
+    @property
+    def items(self) -> pl.DataFrame:
+        """The item table: row = item index."""
+        ...
+
+    @property
+    def features(self) -> FeatureSpec:
+        """Names the levels of the category path."""
+        ...
+
+    def has_vocabulary(self, name: str) -> bool:
+        """Say whether raw ids of that name are there."""
+        ...
+
+    def vocabulary(self, name: str) -> list[str]:
+        """Raw ids by index."""
+        ...
 
 
 class ItemLabels:
@@ -22,7 +41,7 @@ class ItemLabels:
     Among the texts a name or title comes first; others follow in the order of the table while the line stays short.
     """
 
-    def __init__(self, data: PreparedData) -> None:
+    def __init__(self, data: DescribedItems) -> None:
         self._data = data
 
     @cached_property
@@ -43,7 +62,7 @@ class ItemLabels:
         return [
             (data.items[f"category.{level.name}"], data.vocabulary(level.name))
             for level in data.features.categories
-            if (data.folder / "vocab" / f"{level.name}.parquet").is_file()
+            if data.has_vocabulary(level.name)
         ]
 
     def __call__(self, item: int) -> str:
@@ -87,4 +106,4 @@ def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
 
 
-__all__ = ["ItemLabels"]
+__all__ = ["DescribedItems", "ItemLabels"]

@@ -196,7 +196,9 @@ class LiveModel:
             if field.kind == "numeric":
                 return np.array([np.nan if v is None else _number(v) for v in values], np.float32)
             if field.kind == "vector":
-                return np.array([[0.0] * field.width if v is None else _row(v, field.width) for v in values], np.float32)
+                return np.array(
+                    [[0.0] * field.width if v is None else _row(v, field.width) for v in values], np.float32
+                )
             if field.kind == "multi":
                 rows = np.zeros((len(values), field.width), np.int64)
                 for n, v in enumerate(values):

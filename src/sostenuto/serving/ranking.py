@@ -339,8 +339,8 @@ class HistoryRanker:
         return np.array([self._item_index[raw] for raw in wanted], np.int64)
 
     def _place(self, place: int) -> str:
-        path = self.data.folder / "vocab" / "place.parquet"
-        return self.data.vocabulary("place")[place] if place >= FIRST_KNOWN and path.is_file() else ""
+        known = place >= FIRST_KNOWN and self.data.has_vocabulary("place")
+        return self.data.vocabulary("place")[place] if known else ""
 
 
 def near_words(word: str, known: Iterable[str], *, each: int = 100) -> list[str]:
