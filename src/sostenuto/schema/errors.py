@@ -4,6 +4,10 @@
     |- SpecError (ValueError)            a spec, a recipe or an option says something we refuse
     |- DataError (ValueError)            the data themselves break a promise
     |- RunError (RuntimeError)           a run folder is missing, half-written or of another format
+    |- RequestError (ValueError)         a request to the server is refused; its text is shown to whoever sent it
+    |  |- NotFound                       it names something that is not there
+    |  `- Conflict                       it cannot be done as things stand
+    |- NotReady (RuntimeError)           the server cannot answer yet, or no longer
     |- NoLibrary (RuntimeError)        the compiled operators are asked for and cannot be had
     |- MissingSource (FileNotFoundError) a data set is not on this machine; the text says how to get it
     `- MissingExtra (ImportError)        an optional dependency is needed; the text names the extra
@@ -33,6 +37,22 @@ class RunError(SostenutoError, RuntimeError):
     """A run folder cannot be used as it stands."""
 
 
+class RequestError(SostenutoError, ValueError):
+    """A request to the server is refused. The text goes to the caller: no paths, no internals."""
+
+
+class NotFound(RequestError):
+    """A request names something that is not there."""
+
+
+class Conflict(RequestError):
+    """A request is right in itself and cannot be done as things stand."""
+
+
+class NotReady(SostenutoError, RuntimeError):
+    """The server cannot answer yet, or no longer."""
+
+
 class NoLibrary(SostenutoError, RuntimeError):
     """The compiled library was asked for and cannot be had."""
 
@@ -56,10 +76,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 __all__ = [
+    "Conflict",
     "DataError",
     "MissingExtra",
     "MissingSource",
     "NoLibrary",
+    "NotFound",
+    "NotReady",
+    "RequestError",
     "RunError",
     "SostenutoError",
     "SpecError",
