@@ -8,7 +8,7 @@
     |  |- NotFound                       it names something that is not there
     |  `- Conflict                       it cannot be done as things stand
     |- NotReady (RuntimeError)           the server cannot answer yet, or no longer
-    |- NoLibrary (RuntimeError)        the compiled operators are asked for and cannot be had
+    |- NoLibrary (RuntimeError)          the compiled operators are asked for and cannot be had
     |- StoreError (RuntimeError)         a store of events did not do what it was asked; nothing is half-written
     |  |- StoreFull                      it has no room left: its limit, the server's memory, or the disk
     |  |- StoreGone                      it cannot be reached, opened or written

@@ -7,19 +7,18 @@ All methods are synchronous and may be called from several threads at once. The 
 `recommend` and `explain` on the scoring threads (one by default), `append` on a wider pool, so that group commit finds
 company, the rest on a third. A method returns when what it promises is true (an event is durable, a user is gone).
 
-Errors: `RequestError` and what derives from it carry a text that the caller may read. `NotReady`, `StoreGone` and
-`StoreFull` become 503 and 507 with fixed texts. Everything else is a defect: it is logged, and the caller learns only
-a request id.
+Errors: `RequestError` and what derives from it carry a text that the caller may read. `NotReady`, `StoreGone`,
+`StoreBusy` and `StoreFull` become 503 and 507 with fixed texts. Everything else is a defect: it is logged, and the
+caller learns only a request id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-if TYPE_CHECKING:
-    from sostenuto.schema.events import Event
+from sostenuto.schema.events import Event
 
 # a value of a field, on the wire and in a store: text of a categorical one, number of a numeric one, None = missing;
 # lists are values of multi-valued and vector fields
@@ -175,10 +174,10 @@ class ExplainAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventReceipt:
-    """What became of one event. It is durable."""
+    """What became of one event; the words are those of `stores.store.Appended`."""
 
-    sequence: int  # its place in the order of arrival; a duplicate has that of the first
-    duplicate: bool = False
+    outcome: Literal["new", "duplicate", "expired"]
+    sequence: int  # its place in the order of arrival; a duplicate has that of the first, an expired one 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +309,7 @@ class RankingService(Protocol):
 
         Raises:
             RequestError: a field that the store's layout does not have, or of another kind.
-            StoreFull, StoreGone: nothing was stored, or a retry with the same event ids is safe.
+            StoreFull, StoreBusy, StoreGone: nothing was stored, or a retry with the same event ids is safe.
         """
         ...
 
