@@ -7,6 +7,11 @@
     |- BundleError (RuntimeError)        an exported bundle is damaged, of another format, or no bundle
     |- StateError (ValueError)           stored bytes are not a user state of this ranker
     |- NoLibrary (RuntimeError)        the compiled operators are asked for and cannot be had
+    |- RequestError (ValueError)         a request to the server is refused; its text is shown to whoever sent it
+    |  |- NotFound                       it names something that is not there
+    |  `- Conflict                       it cannot be done as things stand
+    |- NotReady (RuntimeError)           the server cannot answer yet, or no longer
+    |- NoLibrary (RuntimeError)          the compiled operators are asked for and cannot be had
     |- StoreError (RuntimeError)         a store of events did not do what it was asked; nothing is half-written
     |  |- StoreFull                      it has no room left: its limit, the server's memory, or the disk
     |  |- StoreGone                      it cannot be reached, opened or written
@@ -47,6 +52,22 @@ class BundleError(SostenutoError, RuntimeError):
 
 class StateError(SostenutoError, ValueError):
     """Stored bytes cannot be read as a user state, or a state cannot be stored."""
+
+
+class RequestError(SostenutoError, ValueError):
+    """A request to the server is refused. The text goes to the caller: no paths, no internals."""
+
+
+class NotFound(RequestError):
+    """A request names something that is not there."""
+
+
+class Conflict(RequestError):
+    """A request is right in itself and cannot be done as things stand."""
+
+
+class NotReady(SostenutoError, RuntimeError):
+    """The server cannot answer yet, or no longer."""
 
 
 class NoLibrary(SostenutoError, RuntimeError):
@@ -97,10 +118,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 __all__ = [
     "BundleError",
+    "Conflict",
     "DataError",
     "MissingExtra",
     "MissingSource",
     "NoLibrary",
+    "NotFound",
+    "NotReady",
+    "RequestError",
     "RunError",
     "SostenutoError",
     "SpecError",
