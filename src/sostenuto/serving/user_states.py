@@ -208,6 +208,12 @@ class UserStates:
         with self._lock:
             self._forget(user_id)
 
+    def forget_code(self, user: int) -> None:
+        """Take a user out of memory by the store's code: all that is told of one who was deleted."""
+        with self._lock:
+            for user_id in [key for key, (state, _) in self._kept.items() if state.user == user]:
+                self._forget(user_id)
+
     # -- the store ------------------------------------------------------------------------------------------------
 
     def _plain(self, state: UserState) -> tuple[Any, ...]:
