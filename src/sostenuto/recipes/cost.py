@@ -6,7 +6,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +20,6 @@ CANDIDATES = 500
 REPEATS = 5
 
 
-def tensor_bytes(value: Any) -> int:
-    """Sum the bytes of all tensors and arrays inside a state."""
-    if hasattr(value, "nbytes"):
-        return int(value.nbytes)
-    if dataclasses.is_dataclass(value):
-        return sum(tensor_bytes(getattr(value, f.name)) for f in dataclasses.fields(value))
-    if isinstance(value, Mapping):
-        return sum(tensor_bytes(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return sum(tensor_bytes(item) for item in value)
-    return 0
-
-
 def measure_cost(folders: Sequence[Path], data: PreparedData) -> Cost:
     """Measure one row, by its first run.
 
@@ -44,6 +31,7 @@ def measure_cost(folders: Sequence[Path], data: PreparedData) -> Cost:
 
     from sostenuto.features.match import MatchIndex, level_keys
     from sostenuto.reports.comparison import Cost
+    from sostenuto.serving.state_bytes import state_num_bytes
     from sostenuto.training.run import open_run
 
     finished = [json.loads((f / "config.json").read_text(encoding="utf-8"))["finished"] for f in folders]
@@ -76,7 +64,7 @@ def measure_cost(folders: Sequence[Path], data: PreparedData) -> Cost:
         encode_ms=encode_ms,
         length=int(whole.histories.item.shape[0]),
         candidates=CANDIDATES,
-        state_bytes=tensor_bytes(state),
+        state_bytes=state_num_bytes(state),
         match_bytes=match_bytes,
     )
 
@@ -120,4 +108,4 @@ def _median_ms(call: Any) -> tuple[float, Any]:
     return statistics.median(times), answer
 
 
-__all__ = ["measure_cost", "tensor_bytes"]
+__all__ = ["measure_cost"]

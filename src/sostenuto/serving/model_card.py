@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sostenuto.serving.bundle_manifest import DataFacts, StoredVocabulary
     from sostenuto.serving.exporting import Trained
 
+# all else that was measured stands in bundle.json
 SHOWN = (
     "gauc_request",
     "gauc_user",
