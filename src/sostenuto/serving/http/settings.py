@@ -1,4 +1,4 @@
-"""What a server is told: where it listens, who may ask, how much, how long. One frozen value, read from TOML or made."""
+"""What a server is told: where it listens, who may ask, how much, how long. Made, or read from TOML."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class Limits:
             value = getattr(self, one.name)
             least = 0 if one.name in {"requests_per_s", "future_s"} else 1 if one.type == "int" else 0.001
             if not value >= least:
-                raise SpecError(f"limits.{one.name} must be at least {least}, got {value}; leave it out for the default")
+                raise SpecError(
+                    f"limits.{one.name} must be at least {least}, got {value}; leave it out for the default"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
