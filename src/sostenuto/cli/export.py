@@ -85,9 +85,10 @@ def metrics_of(run: Run) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     if run.finished is not None:
-        values = {"all": {run.finished.metric: run.finished.best_value, "logloss": run.finished.logloss}}
-        if len(run.finished.by_list) > 1:
-            values |= {name: {"gauc": value} for name, value in run.finished.by_list.items()}
+        done = run.finished
+        values = {"all": {done.metric: done.best_value} | {"gauc": done.gauc, "logloss": done.logloss}}
+        if len(done.by_list) > 1:
+            values |= {name: {"gauc": value} for name, value in done.by_list.items()}
         found["valid"] = {
             name: {metric: {"value": value} for metric, value in measured.items() if value is not None}
             for name, measured in values.items()

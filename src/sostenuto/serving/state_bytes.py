@@ -284,15 +284,13 @@ def _arrays(table: list[Any], payload: memoryview) -> list[Any]:
 
 
 def _value(tree: Any, arrays: list[Any], like: StateForm, owner: str) -> Any:
-    if not isinstance(tree, dict):
+    if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
     if "t" in tree:
         found = arrays[tree["t"]]
         leaf = (str(found.dtype).removeprefix("torch."), found.ndim)
         if owner in like.leaves and leaf not in like.leaves[owner]:
-            raise StateError(
-                f"{owner or 'a state'} must be one of {set(like.leaves[owner])}, got {leaf}; encode it anew"
-            )
+            raise ValueError(f"{owner or 'it'} is {leaf}, not one of {sorted(like.leaves[owner])}")
         return found
     if "c" in tree:
         cls = like.classes.get(tree["c"])
@@ -300,9 +298,7 @@ def _value(tree: Any, arrays: list[Any], like: StateForm, owner: str) -> Any:
             raise ValueError(f"it holds a {tree['c']!r}, which is no class of the ranker's states")
         parts = tree["f"]
         if set(parts) != set(_field_names(cls)):
-            raise StateError(
-                f"{tree['c']} must have the fields {_field_names(cls)}, got {tuple(parts)}; encode it anew"
-            )
+            raise ValueError(f"{tree['c']} has the fields {_field_names(cls)}, not {tuple(parts)}")
         return cls(**{name: _value(part, arrays, like, f"{tree['c']}.{name}") for name, part in parts.items()})
     if "m" in tree:
         return {key: _value(item, arrays, like, owner) for key, item in tree["m"].items()}
