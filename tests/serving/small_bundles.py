@@ -81,7 +81,6 @@ def trained_on(data: PreparedData, name: str, *, seed: int = 1, view: HistoryVie
         ranker.fit(batches[:2], batches[2:])
     if isinstance(ranker, ItemKeeper):
         ranker.keep_items(collator.assembler.catalogue())
-        ranker.keep_items(collator.catalogue())
     return Trained(
         name=f"small {name}",
         model=name,
