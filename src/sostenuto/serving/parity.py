@@ -7,7 +7,7 @@ to rounding (law 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,8 +34,8 @@ TOLERANCE = 1e-5  # of max(1, |logit|), law 3
 class Service(Protocol):
     """What is played to: a service in this process, or one behind HTTP."""
 
-    def score(self, question: Question) -> Sequence[float]:
-        """Return the logits of the items, in their order."""
+    def score(self, question: Question, model: str) -> Sequence[float]:
+        """Return the logits that a loaded model gives the items, in their order."""
         ...
 
     def append(self, events: Sequence[Event]) -> None:
@@ -47,6 +47,7 @@ class Service(Protocol):
 class Scored:
     """One request, scored by both."""
 
+    model: str
     user_id: str
     time_ms: int
     history_length: int
@@ -62,9 +63,27 @@ class Scored:
         return float(np.abs(self.offline - self.online).max()) / scale
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offline:
+    """A ranker over prepared data, in evaluation mode."""
+
+    collator: Collator
+    ranker: Ranker
+
+    def logits(self, requests: Requests, row: int) -> tuple[Array, int]:
+        """Return (C,) float64 logits of one request of a split, and how many behaviours were read."""
+        import torch
+
+        batch = self.collator.batch(requests, np.array([row]))
+        with torch.inference_mode():
+            state = self.ranker.encode(batch.histories)
+            logits = self.ranker.score(state, batch.candidates, batch.context).logits
+        return logits.double().numpy(force=True), int(batch.histories.lengths[0])
+
+
 def replay(
-    collator: Collator,
-    ranker: Ranker,
+    data: PreparedData,
+    models: Mapping[str, Offline],
     service: Service,
     *,
     from_ms: int,
@@ -76,8 +95,8 @@ def replay(
     """Play the log from a moment on and yield every request that was scored by both.
 
     Args:
-        collator:       of the prepared data under the run's view.
-        ranker:         of the run, in evaluation mode.
+        data:           prepared.
+        models:         by the names that the service knows them by.
         service:        holds everything strictly before `from_ms`, of all users: popularity counts them all.
         from_ms:        the first moment played.
         users:          indices of those whose requests are scored; events are sent of all users.
@@ -85,9 +104,6 @@ def replay(
         events_at_once: most events of other users sent in one call; None = those of one moment at a time.
         progress:       is told the moment that is played.
     """
-    import torch
-
-    data = collator.data
     raw, asker = RawEvents(data), RawRequests(data)
     due: dict[int, list[tuple[str, int]]] = {}
     chosen = set(users)
@@ -109,17 +125,17 @@ def replay(
                 held = []
             for split, row in due[times.pop(0)]:
                 requests = data.requests(split)
-                batch = collator.batch(requests, np.array([row]))
-                with torch.inference_mode():
-                    offline = ranker.score(ranker.encode(batch.histories), batch.candidates, batch.context).logits
                 question = asker.question(requests, row)
-                yield Scored(
-                    user_id=question.user_id,
-                    time_ms=question.time_ms,
-                    history_length=int(batch.histories.lengths[0]),
-                    offline=offline.double().numpy(force=True),
-                    online=np.asarray(service.score(question), np.float64),
-                )
+                for name, offline in models.items():
+                    logits, length = offline.logits(requests, row)
+                    yield Scored(
+                        model=name,
+                        user_id=question.user_id,
+                        time_ms=question.time_ms,
+                        history_length=length,
+                        offline=logits,
+                        online=np.asarray(service.score(question, name), np.float64),
+                    )
         if moment == at:
             for user, rows in events:
                 held += raw.of(user, rows)
@@ -183,4 +199,4 @@ class RawRequests:
         return None if index == PADDING else words[index] if index != UNKNOWN else words[UNKNOWN]
 
 
-__all__ = ["TOLERANCE", "RawRequests", "Scored", "Service", "replay"]
+__all__ = ["TOLERANCE", "Offline", "RawRequests", "Scored", "Service", "replay"]
