@@ -17,6 +17,7 @@ import numpy.typing as npt
 from sostenuto.data.prepared import SPLITS
 from sostenuto.schema.features import PADDING, UNKNOWN
 from sostenuto.serving.scoring import Question
+from sostenuto.serving.user_states import NEVER_MS
 from sostenuto.serving.warming import RawEvents, moments
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def replay(
     service: Service,
     *,
     from_ms: int,
+    until_ms: int | None = None,
     users: Sequence[int],
     splits: Sequence[str] = SPLITS,
     events_at_once: int | None = None,
@@ -99,22 +101,25 @@ def replay(
         models:         by the names that the service knows them by.
         service:        holds everything strictly before `from_ms`, of all users: popularity counts them all.
         from_ms:        the first moment played.
+        until_ms:       the moment before which it ends; None = with the log.
         users:          indices of those whose requests are scored; events are sent of all users.
         splits:         where requests are taken from.
         events_at_once: most events of other users sent in one call; None = those of one moment at a time.
         progress:       is told the moment that is played.
     """
+    end_ms = NEVER_MS if until_ms is None else until_ms
     raw, asker = RawEvents(data), RawRequests(data)
     due: dict[int, list[tuple[str, int]]] = {}
     chosen = set(users)
     for split in splits:
         requests = data.requests(split)
-        for row in np.flatnonzero(np.asarray(requests.time_ms) >= from_ms).tolist():
+        time_ms = np.asarray(requests.time_ms)
+        for row in np.flatnonzero((time_ms >= from_ms) & (time_ms < end_ms)).tolist():
             if int(requests.user[row]) in chosen:
                 due.setdefault(int(requests.time_ms[row]), []).append((split, row))
     held: list[Event] = []
     times = sorted(due)
-    played = iter([*moments(data, from_ms), (None, [])])
+    played = iter([*moments(data, from_ms, end_ms), (None, [])])
     moment, events = next(played)
     while times or moment is not None:
         at = moment if moment is not None and (not times or moment < times[0]) else times[0]

@@ -158,12 +158,15 @@ def warm_up(
     return new
 
 
-def moments(data: PreparedData, from_ms: int) -> Iterator[tuple[int, list[tuple[int, range]]]]:
-    """Yield the log's moments from a time on, in order: the time, and per user (index) the rows of her events then."""
+def moments(data: PreparedData, from_ms: int, until_ms: int) -> Iterator[tuple[int, list[tuple[int, range]]]]:
+    """Yield the log's moments from a time on and before another, in order.
+
+    Each is its time, and per user (index) the rows of her events then.
+    """
     b = data.behaviours
     time_ms = np.asarray(b.time_ms)
     user = np.repeat(np.arange(len(b.offsets) - 1), np.diff(b.offsets))
-    late = np.flatnonzero(time_ms >= from_ms)
+    late = np.flatnonzero((time_ms >= from_ms) & (time_ms < until_ms))
     order = late[np.lexsort((late, user[late], time_ms[late]))]
     starts = np.flatnonzero(np.diff(time_ms[order], prepend=-1) != 0)
     for at, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
