@@ -72,8 +72,8 @@ def dare(seed=0, spec=SPEC, **changes):
     torch.manual_seed(seed)
     ranker = DARE(DAREConfig(**{**SMALL, **changes}), spec)
     with torch.no_grad():
-        if ranker.gap_bias is not None:
-            ranker.gap_bias.weight.normal_()
+        if ranker.behaviour_bias.gap is not None:
+            ranker.behaviour_bias.gap.weight.normal_()
     return ranker.eval()
 
 
@@ -128,7 +128,7 @@ def test_what_is_kept_of_items_changes_no_score(changes):
     made = logits(ranker, batch)
     assert ranker.keep_items(Catalogue(category=category, fields=fields)) > 0
     with torch.no_grad():
-        assert ranker.kept.rows(candidates) is not None
+        assert ranker.head.kept.rows(candidates) is not None
     torch.testing.assert_close(logits(ranker, batch), made, rtol=1e-5, atol=1e-5)
 
 
