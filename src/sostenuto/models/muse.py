@@ -104,18 +104,17 @@ class ContentSimilarity(nn.Module):
         for part in self.contents:
             assert isinstance(part, ContentVectors)
             part.set_content(content[part.name])
+            part.inverse_length(part.known.new_zeros(0, dtype=torch.int64))  # now, and not in the first request
 
     @torch.no_grad()
     def forward(self, item: Tensor) -> ContentBlock:
         """Return the content of (N,) items. A scale of codes falls out of a cosine and is not looked at."""
+        share = len(self.contents) ** -0.5  # cosines are averaged
         rows, inverse = [], []
         for part in self.contents:
             assert isinstance(part, ContentVectors)
-            stored = part.stored(item)
-            length = stored.float().double().norm(dim=1)
-            known = part.is_known(item) & (length > 0)
-            rows.append(stored)
-            inverse.append(torch.where(known, 1.0 / length.clamp(min=1e-12), 0.0) * len(self.contents) ** -0.5)
+            rows.append(part.stored(item))
+            inverse.append(part.inverse_length(item) * share)
         return ContentBlock(rows=tuple(rows), inverse=torch.stack(inverse, 1).float())
 
 
