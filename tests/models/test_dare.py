@@ -260,6 +260,21 @@ def test_4_the_average_of_products_with_the_target_is_the_product_of_the_average
             torch.testing.assert_close(v[n] * interest[n], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("changes", [{}, {"search": "category", "kept": 3}, {"projections": True}])
+def test_what_is_said_to_represent_candidates_is_what_the_tower_reads(changes, monkeypatch):
+    ranker, batch, read = dare(**changes), make_batch(SPEC, [(30, 4), (0, 2)], 2), []
+    monkeypatch.setattr(ranker, "_read", lambda v, interest: read.append((interest, v * interest)) or [v, interest])
+    with torch.no_grad():
+        state = ranker.encode(batch.histories)
+        found = ranker.represented(state, batch.candidates, batch.context)
+        monkeypatch.setattr(ranker.head, "forward", lambda *parts: parts[-1][0][:, 0])
+        ranker.score(state, batch.candidates, batch.context)
+    ((interest, product),) = read
+    torch.testing.assert_close(found["interest"], interest, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found["product"], product, rtol=1e-6, atol=1e-6)
+    assert found["interest"][:4].any()
+
+
 def test_the_scores_are_those_of_the_page():
     """s_i = gain <e_i, v> / sqrt(d) + <t_i, t_0> / sqrt(d_t), semantic and time part scaled apart."""
     spec = replace(SPEC, item_fields=(), behaviour_fields=(), num_actions=2, has_value=False)

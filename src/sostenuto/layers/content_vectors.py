@@ -82,8 +82,8 @@ class ContentVectors(nn.Module):
         """
         self._check()
         if len(self.inverse) != self.num_items:
-            parts = [rows.float().double().norm(dim=1) for rows in self.vectors.split(ROWS_AT_ONCE)]
-            length = torch.cat(parts)
+            starts = range(0, self.num_items, ROWS_AT_ONCE)
+            length = torch.cat([self.vectors[at : at + ROWS_AT_ONCE].float().double().norm(dim=1) for at in starts])
             self.inverse = torch.where(self.known & (length > 0), 1.0 / length.clamp(min=1e-12), 0.0)
         return self.inverse[item]
 

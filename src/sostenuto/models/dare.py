@@ -429,6 +429,15 @@ class DARE(nn.Module):
 
     # -- representation -----------------------------------------------------------------------------------------------
 
+    def represented(self, state: DAREState, candidates: Candidates, context: Context) -> dict[str, Tensor]:
+        """Return (Nc, D + T) each, what the long history makes of candidates: `interest` h, and `product` h * v."""
+        columns = self.of_items(state, candidates)
+        time = self.time_index(state, context)
+        bias = self.bias(state, time, self.behaviour_bias.gaps(state.history, None, context))
+        chosen = self.search(state, candidates, columns["asked"], bias)
+        interest, _ = self.exact(state, columns["asked"], bias, time, None, chosen)
+        return {"interest": interest, "product": interest * self._targets(columns["target"])}
+
     def exact(
         self,
         state: DAREState,
