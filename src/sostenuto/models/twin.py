@@ -80,13 +80,13 @@ class TWIN(nn.Module):
 
     def keep_items(self, catalogue: Catalogue) -> int:
         """Keep every item's vector and queries for scoring; see `schema.ranker.ItemKeeper`."""
-        exact = self.two_stage.exact
+        exact = self.two_stage.long.exact
         return self.two_stage.keep_items(catalogue, self._asked, [exact.query.weight, exact.log_gain])
 
     def encode(self, histories: History) -> TWINState:
         """Embed the behaviours and project each distinct item once."""
         distinct = self.two_stage.histories.distinct(histories)
-        projected = spread_rows(self.two_stage.exact.key(distinct.key), distinct.place)
+        projected = spread_rows(self.two_stage.long.exact.key(distinct.key), distinct.place)
         past = self.two_stage.encode(histories, distinct)
         if self.clusters is None:
             return _state(past, projected)
@@ -96,7 +96,7 @@ class TWIN(nn.Module):
     def append(self, state: TWINState, events: History) -> TWINState:
         """Fold later events in; equal to encoding everything anew."""
         distinct = self.two_stage.histories.distinct(events)
-        projected = spread_rows(self.two_stage.exact.key(distinct.key), distinct.place)
+        projected = spread_rows(self.two_stage.long.exact.key(distinct.key), distinct.place)
         later = self.two_stage.encode(events, distinct)
         past = self.two_stage.append(state.past, later)
         if self.clusters is None or state.size is None or state.about is None:
@@ -115,7 +115,7 @@ class TWIN(nn.Module):
     def searched(self, state: TWINState, context: Context) -> list[SearchIndex]:
         """Return per head what the search compares: (N, d + 1), the projected behaviour and its bias."""
         history = state.past.history
-        bias = self.two_stage.bias(history.side, self.two_stage.gaps(history, context))
+        bias = self.two_stage.long.bias(history.side, self.two_stage.long.bias.gaps(history, None, context))
         projected = state.index.rows.view(-1, self.config.heads, self.config.head_dim)
         if bias is None:
             bias = projected.new_zeros(projected.shape[:2])
@@ -148,7 +148,7 @@ class TWIN(nn.Module):
 
     def attend(self, state: TWINState, context: Context, query: Tensor, head: int, chosen: Selected) -> Tensor:
         """Return (Nc, 1, D + V), what one head makes of its selection."""
-        picked = self.two_stage.picked(state.past.history, context, chosen)
+        picked = self.two_stage.long.picked(state.past.history, context, chosen.taken)
         key = spread_rows(state.index.rows, picked.first).view(-1, self.config.heads, self.config.head_dim)
         return selected_attention(
             query[:, head : head + 1],
@@ -164,7 +164,7 @@ class TWIN(nn.Module):
         return self.score(self.encode(histories), candidates, context)
 
     def _asked(self, target: Tensor) -> dict[str, Tensor]:
-        return {"asked": self.two_stage.exact.queries(target).flatten(1)}
+        return {"asked": self.two_stage.long.exact.queries(target).flatten(1)}
 
 
 def _state(past: Past, projected: Tensor) -> TWINState:
