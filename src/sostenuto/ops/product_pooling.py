@@ -39,7 +39,8 @@ def product_pooling(query: Tensor, query_offsets: Tensor, key: Tensor, key_offse
     unit = UnitWeights(
         key=none, query=none, product=none + 1.0, bias=one - 1.0, out=one, out_bias=one[0] - 1.0, slope=one
     )
-    return target_attention(query, query_offsets, key, key_offsets, key[:, :0], unit, normalise="none", with_key=True)
+    nothing = key.new_zeros(key.shape[0], 0)
+    return target_attention(query, query_offsets, key, key_offsets, nothing, unit, normalise="none", with_key=True)
 
 
 __all__ = ["product_pooling"]
