@@ -118,7 +118,7 @@ class TWIN(nn.Module):
         return replace(history, side=history.key.new_zeros(history.key.shape[0], self.config.heads))
 
     def searched(self, state: TWINState, context: Context) -> list[SearchIndex]:
-        """Return per head what the search compares: (N, d + 1), projected behaviours and biases; (N, d) without these."""
+        """Return per head what the search compares: (N, d + 1), projected behaviours and biases; (N, d) without."""
         history, heads = state.past.history, self.config.heads
         bias = self.two_stage.bias(history.side, self.two_stage.gaps(history, context))
         projected = state.index.rows.view(-1, heads, self.config.head_dim)
