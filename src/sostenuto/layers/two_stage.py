@@ -98,12 +98,12 @@ class TwoStage(nn.Module):
         self.kept = ItemTable()
         self.embedding_dropout = Dropout(config.embedding_dropout)
         self.tower = Tower(
-            2 * dim  # target, and its product with the short interest
-            + heads * (dim + gap_dim + (dim if config.products else 0))  # long interests
+            dim  # target
+            + heads * (dim + gap_dim)  # long interests
             + 1  # behaviours found
             + dim
-            + config.products
             + gap_dim  # short interest
+            + (dim + heads * dim + 1 if config.products else 0)  # target x interests, and the sum of short weights
             + self.requests.out_dim,
             config.tower_units,
             activation=config.tower_activation,
@@ -232,9 +232,10 @@ class TwoStage(nn.Module):
         if gaps is not None:
             beside = torch.cat([beside, gaps], 1)
         short = self.short(target, candidates.offsets, recent.key, recent.offsets, beside, hidden)
-        parts = [target, target * short[:, :dim], interest.flatten(1)]
+        parts = [target, interest.flatten(1)]
         if config.products:
-            parts.append((target[:, None] * interest[:, :, :dim]).flatten(1))
+            products = (target[:, None] * interest[:, :, :dim]).flatten(1)
+            parts = [target, target * short[:, :dim], interest.flatten(1), products]
         pooled = self.embedding_dropout(torch.cat(parts, 1))
         numbers = self.requests(self.items, past.taste, candidates, context)
         found = torch.log1p(count.float())[:, None]
