@@ -49,7 +49,7 @@ def searches(ranker, state, batch):
     columns = ranker.two_stage.of_items(state.past, batch.candidates, ranker._asked)
     query = columns["asked"].view(-1, ranker.config.heads, ranker.config.head_dim)
     for head, index in enumerate(ranker.searched(state, batch.context)):
-        asked = torch.cat([query[:, head], query.new_ones(len(query), 1)], 1)
+        asked = ranker.asked(query[:, head], index)
         yield query, head, asked, index, ranker.selector.select(asked, batch.candidates.offsets, index)
 
 

@@ -49,9 +49,9 @@ class TwoStage(nn.Module):
             config,
             features,
             self.long.items,
-            2 * dim  # target, and its product with the short interest
+            dim  # target
             + self.long.out_dim
-            + (config.heads * dim if config.products else 0)
+            + (dim + config.heads * dim if config.products else 0)  # target x interests
             + 1,  # behaviours found
             totals=config.products,
         )
@@ -132,9 +132,10 @@ class TwoStage(nn.Module):
         """
         head, dim = self.head, self.dim
         short = head.read_recent(self.histories, past.beside, candidates, context, target)
-        vectors = [target, target * short[:, :dim], interest.flatten(1)]
+        vectors = [target, interest.flatten(1)]
         if self.config.products:
-            vectors.append((target[:, None] * interest[:, :, :dim]).flatten(1))
+            products = (target[:, None] * interest[:, :, :dim]).flatten(1)
+            vectors = [target, target * short[:, :dim], interest.flatten(1), products]
         pooled = head.embedding_dropout(torch.cat(vectors, 1))
         found = torch.log1p(count.float())[:, None]
         logits: Tensor = head(self.items, past.beside, candidates, context, [pooled, found, short])
