@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import threading
 import time
@@ -36,7 +37,11 @@ Result = TypeVar("Result")
 
 LEAST_BYTES = 2**20
 RESERVE = 4 * 2**20  # first step beyond the limit when a full store is to delete something
+NEARLY = 2**20
 WAIT_S = 5.0  # for a rewrite by another process
+# LMDB does not keep these counts exact when a key goes with all its duplicates; they are for statistics, nothing hangs
+# on them. Whether every page is there, in its place and used once is checked by the walk itself.
+PAGE_COUNT = re.compile(r" DB: walked \d+ (branch|leaf) pages .*record says \d+$")
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
@@ -190,7 +195,7 @@ class LmdbFile:
             found: list[str] = verify.verify(str(self.folder))  # type: ignore[no-untyped-call]
         except verify.VerifyError as error:
             return [str(error)]
-        return found
+        return [each for each in found if not PAGE_COUNT.search(each)]
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -210,7 +215,9 @@ class LmdbFile:
                 f"{where} must stay below {self.most_bytes:,} bytes, it would not; compact it, or open it with a "
                 "higher limit"
             )
-        if getattr(error, "code", 0) in NO_SPACE or isinstance(error, lmdb.TxnFullError):
+        code = getattr(error, "code", 0)
+        # LMDB reports a write of which only a part found room as a failure of the disk
+        if code in NO_SPACE or (code == errno.EIO and self._no_room()) or isinstance(error, lmdb.TxnFullError):
             return StoreFull(f"{where} must have room, it has none ({error}); free some on its disk, or compact it")
         damaged = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
         if isinstance(error, (*damaged, lmdb.CursorFullError, lmdb.PageFullError, lmdb.IncompatibleError)):
@@ -220,6 +227,18 @@ class LmdbFile:
         if "already open" in str(error):
             return StoreBusy(f"{where} must be opened once in a process, it is open already; share that one")
         return StoreGone(f"{where} must be readable and writable, it is not ({error}); see to its disk and rights")
+
+    def _no_room(self) -> bool:
+        """Whether the disk, or what a file of this process may hold, is used up to the last megabyte."""
+        import resource
+
+        try:
+            disk = os.statvfs(self.folder)
+            size = (self.folder / "data.mdb").stat().st_size
+        except OSError:
+            return False
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        return disk.f_bavail * disk.f_frsize < NEARLY or (most != resource.RLIM_INFINITY and size > most - NEARLY)
 
     @property
     def env(self) -> Environment:
