@@ -43,7 +43,7 @@ def retriever(data, *, rounded=None, name="sasrec"):
 
 def scores_one_by_one(ranker, collator, split, rows):
     """Score every item for each request with `score`, (R, I)."""
-    items = collator.items(ranked_items(collator.data))
+    items = collator.assembler.items(ranked_items(collator.data))
     table = []
     for row in rows:
         batch = collator.batch(collator.data.requests(split), np.array([row]))

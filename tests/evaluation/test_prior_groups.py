@@ -72,7 +72,7 @@ def heads_of(toy: PreparedData):
     collator = Collator(toy, HistoryView(match=False))
     ranker = build("prior_heads", default_config("prior_heads"), collator.features, seed=1)
     priors = priors_of(toy, ranker.config.prior)
-    ranker.take_priors(priors, collator.items(priors.anchors.flatten().numpy()))
+    ranker.take_priors(priors, collator.assembler.items(priors.anchors.flatten().numpy()))
     return ranker.eval(), collator
 
 

@@ -86,17 +86,20 @@ def test_an_index_of_what_is_asked_gives_the_same_answers(
 
 @given(histories(), st.data())
 @settings(deadline=None)
-def test_appending_an_event_equals_building_anew(
+def test_joining_later_events_equals_building_anew(
     drawn: tuple[list[list[tuple[int, int]]], np.ndarray[Any, Any]], data: st.DataObject
 ) -> None:
     rows, moments = drawn
-    new = [(data.draw(st.integers(0, 8)), MOMENT + 18 * DAY_MS) for _ in rows]
-    appended = built(rows).append(np.array([t for _, t in new]), [np.array([k for k, _ in new])])
-    anew = built([[*row, event] for row, event in zip(rows, new, strict=True)])
+    later = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3)), max_size=4)
+    new = [sorted((k, MOMENT + (17 + d) * DAY_MS) for k, d in data.draw(later)) for _ in rows]
+    new = [sorted(events, key=lambda event: event[1]) for events in new]
+    joined = built(rows).joined(built(new))
+    anew = built([[*row, *events] for row, events in zip(rows, new, strict=True)])
     row = np.repeat(np.arange(len(rows)), 9)
     asked = np.tile(np.arange(9), len(rows))
+    moments = np.full(len(rows), MOMENT + 21 * DAY_MS)
     np.testing.assert_allclose(
-        appended.features(row, moments, [asked]), anew.features(row, moments, [asked]), rtol=1e-6, atol=1e-7
+        joined.features(row, moments, [asked]), anew.features(row, moments, [asked]), rtol=1e-6, atol=1e-7
     )
 
 

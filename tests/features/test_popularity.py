@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sostenuto.features.popularity import WINDOW_MS, EventTimes, PopularityIndex
+from sostenuto.features.popularity import WINDOW_MS, EventTimes, GrowingEventTimes, PopularityIndex
 from sostenuto.native.library import available, using
 
 FORMS = {"plain": None, **available()}
@@ -23,7 +25,7 @@ def test_popularity_counts_strictly_before_the_request(
 ) -> None:
     step = WINDOW_MS // 3
     item, when, place = (np.array([e[k] for e in events], np.int64) for k in range(3))
-    index = PopularityIndex(item, when * step, place, num_items=8)
+    index = PopularityIndex(num_items=8).joined(item, when * step, place)
     asked, moment, where = (np.array([q[k] for q in queries], np.int64) for k in range(3))
     with using(FORMS[form]):
         got = index.features(asked, np.arange(len(asked)), moment * step, where)
@@ -37,7 +39,7 @@ def test_popularity_counts_strictly_before_the_request(
 
 
 def test_counts_of_an_unknown_key_are_zero() -> None:
-    times = EventTimes(np.array([3, 3, 5]), np.array([1, 2, 3]))
+    times = GrowingEventTimes().joined(np.array([3, 3, 5]), np.array([1, 2, 3]))
     assert times.count(np.array([4, 9, 3]), np.array([10, 10, 2])).tolist() == [0, 0, 1]
 
 
@@ -52,6 +54,27 @@ def test_counts_of_keys_far_apart_equal_counting(
     key, time = (np.array([e[k] for e in events], np.int64) for k in range(2))
     asked, moment = (np.array([q[k] for q in queries], np.int64) for k in range(2))
     with using(FORMS[form]):
-        got = EventTimes(key, time).count(asked, moment, moment - 2)
+        got = GrowingEventTimes().joined(key, time).count(asked, moment, moment - 2)
     want = [sum(k == a and m - 2 <= t < m for k, t in events) for a, m in queries]
     assert got.tolist() == want
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(-3, 9)), max_size=8), max_size=12))
+def test_events_that_come_in_parts_count_as_events_at_once(parts: list[list[tuple[int, int]]]) -> None:
+    grown = GrowingEventTimes()
+    for part in parts:
+        grown = grown.joined(*(np.array([e[k] for e in part], np.int64) for k in range(2)))
+    events = [e for part in parts for e in part]
+    whole = GrowingEventTimes().joined(*(np.array([e[k] for e in events], np.int64) for k in range(2)))
+    asked, moment = (grid.ravel() for grid in np.meshgrid(np.arange(-1, 7), np.arange(-4, 11)))
+    assert grown.count(asked, moment, moment - 3).tolist() == whole.count(asked, moment, moment - 3).tolist()
+    compacted = grown.compacted()
+    assert len(compacted.levels) <= 1
+    assert compacted.count(asked, moment, moment - 3).tolist() == whole.count(asked, moment, moment - 3).tolist()
+    sizes = [len(level) for level in grown.levels]
+    assert all(small < big / 2 for big, small in itertools.pairwise(sizes))
+
+
+def test_event_times_give_their_events_back() -> None:
+    key, when = np.array([900, 3, 3, 2**33]), np.array([-5, 8, 2, 10**12])
+    assert [column.tolist() for column in EventTimes(key, when).events()] == [[3, 3, 900, 2**33], [2, 8, -5, 10**12]]

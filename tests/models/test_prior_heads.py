@@ -593,7 +593,7 @@ def trained(data, config, *, steps, seed):
         windows=FutureWindows(data, moments=config.window, per_moment=config.window_moment),
     )
     ranker = build("prior_heads", config, collator.features, seed=seed)
-    ranker.take_priors(priors, collator.items(priors.anchors.flatten().numpy()))
+    ranker.take_priors(priors, collator.assembler.items(priors.anchors.flatten().numpy()))
     training = TrainingConfig(learning_rate=1e-2, table_learning_rate=1e-2, table_decay=0.0)
     optimiser, objective = RankerOptimiser(ranker, training), objective_named("loss_along")
     batches = itertools.islice(itertools.chain.from_iterable(loader.epoch(n) for n in itertools.count()), steps)

@@ -80,7 +80,7 @@ def trained_on(data: PreparedData, name: str, *, seed: int = 1, view: HistoryVie
     elif hasattr(ranker, "fit"):
         ranker.fit(batches[:2], batches[2:])
     if isinstance(ranker, ItemKeeper):
-        ranker.keep_items(collator.catalogue())
+        ranker.keep_items(collator.assembler.catalogue())
     return Trained(
         name=f"small {name}",
         model=name,

@@ -119,7 +119,7 @@ def test_a_bundle_has_what_building_a_request_needs(data, bundles):
     np.testing.assert_array_equal(bundle.item_category, data.item_category)
     assert set(bundle.item_fields) == {f.name for f in data.features.item_fields}
     np.testing.assert_array_equal(bundle.candidate_items, np.arange(2, data.features.num_item_rows))
-    ours, theirs = bundle.catalogue(), collator.catalogue()
+    ours, theirs = bundle.catalogue(), collator.assembler.catalogue()
     assert torch.equal(ours.category, theirs.category)
     assert ours.category.dtype == theirs.category.dtype
     for name in ("item", "kind", "place", "segment"):

@@ -18,6 +18,7 @@ from tests.features.small_prepared import DAY_MS, write_small
 from sostenuto.data.prepared import PreparedData, Requests, write_behaviours
 from sostenuto.data.vocabularies import write_vocabulary
 from sostenuto.data.worlds import world_prepared
+from sostenuto.features.assembly import Asked
 from sostenuto.features.collation import Collator
 from sostenuto.features.missing import missing_column
 from sostenuto.features.view import HistoryView
@@ -106,17 +107,20 @@ def logit_without(ranker: HistoryRanker, request: Any, gone: set[str], item_id: 
     ids, b = data.vocabulary("item"), data.behaviours
     rows = [int(row) for row in request.past if ids[b.item[row]] not in gone]
     item = np.array([ids.index(item_id)])
-    one = ranker.collator.assemble(
-        history_offsets=np.array([0, len(rows)]),
-        history={name: np.asarray(getattr(b, name))[rows] for name in ("item", "time_ms", "action", "value", "place")},
-        event_fields={f.name: np.asarray(b.fields[f.name])[rows] for f in data.features.behaviour_fields},
-        candidate_offsets=np.array([0, 1]),
+    asked = Asked(
+        offsets=np.array([0, 1]),
         item=item,
         candidate_fields={f.name: missing_column(f, 1) for f in data.features.candidate_fields},
         user=np.array([request.user]),
         time_ms=np.array([request.time_ms]),
         place=np.array([request.place]),
         context_fields={},
+    )
+    one = ranker.collator.assembler.batch(
+        np.array([0, len(rows)]),
+        {name: np.asarray(getattr(b, name))[rows] for name in ("item", "time_ms", "action", "value", "place")},
+        {f.name: np.asarray(b.fields[f.name])[rows] for f in data.features.behaviour_fields},
+        asked,
     )
     with torch.inference_mode():
         state = ranker.ranker.encode(one.histories)

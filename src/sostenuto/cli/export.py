@@ -116,7 +116,7 @@ def check_scores(run: Run, bundle: Bundle) -> int:
     from sostenuto.schema.ranker import ItemKeeper
 
     if isinstance(run.ranker, ItemKeeper):
-        run.ranker.keep_items(run.collator.catalogue())
+        run.ranker.keep_items(run.collator.assembler.catalogue())
     split = next(name for name in ("test", "valid", "train") if len(run.data.requests(name)))
     requests = run.data.requests(split)
     rows = np.unique(np.linspace(0, len(requests) - 1, CHECKED).astype(np.int64))

@@ -141,7 +141,7 @@ def catalogue_vectors(
 
     parts = []
     for start in range(0, len(items), ITEMS_AT_ONCE):
-        candidates: Candidates = collator.items(items[start : start + ITEMS_AT_ONCE])
+        candidates: Candidates = collator.assembler.items(items[start : start + ITEMS_AT_ONCE])
         parts.append(ranker.item_vectors(candidates.to(device)))
     return torch.cat(parts)
 
@@ -159,7 +159,7 @@ def _catalogue_scores(
     ranker: CatalogueRanker, collator: Collator, split: str, rows: Array, items: Array, device: torch.device | str
 ) -> Iterator[Tensor]:
     """Yield (b, I) scores of consecutive requests, of a ranker that gives those of a whole catalogue by itself."""
-    catalogue = collator.items(items).to(device)
+    catalogue = collator.assembler.items(items).to(device)
     for there in _asked(collator, split, rows, at_once(HEADS_AT_ONCE, len(items)), device):
         yield ranker.catalogue_scores(ranker.encode(there.histories), catalogue, there.context)
 

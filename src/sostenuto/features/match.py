@@ -99,35 +99,45 @@ class LevelIndex:
         """Return (found, position) of keys asked for in given rows."""
         if not len(self.key):
             return np.zeros(len(key), bool), np.zeros(len(key), np.int64)
+        if len(self.offsets) == 2:  # one user: her keys are sorted as they are, and nothing is made of all of them
+            position = np.minimum(np.searchsorted(self.key, key), len(self.key) - 1)
+            return (self.key[position] == key) & (key >= FIRST_KNOWN), position
         span = int(max(self.key.max(), key.max(initial=0))) + 1
-        rows = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-        joint = rows * span + self.key
+        joint = self._joint(span)
         wanted = row * span + key
         position = np.minimum(np.searchsorted(joint, wanted), len(joint) - 1)
         return (joint[position] == wanted) & (key >= FIRST_KNOWN), position
 
-    def appended(self, key: Array, time_ms: Array) -> LevelIndex:
-        """Return the index of the same users after one event each (`key` (B,), `time_ms` (B,) not before the last)."""
+    def joined(self, later: LevelIndex) -> LevelIndex:
+        """Return the index of the same users after the events of `later`, none of them before one of this index."""
         num_rows = len(self.offsets) - 1
-        found, position = self.find(np.arange(num_rows), key)
+        span = int(max(self.key.max(initial=0), later.key.max(initial=0))) + 1
+        mine, other = self._joint(span), later._joint(span)
+        at = np.searchsorted(mine, other)
+        met = np.zeros(len(other), np.bool_)
+        inside = at < len(mine)
+        met[inside] = mine[at[inside]] == other[inside]
+        hit, again = at[met], np.flatnonzero(met)
+        new = np.flatnonzero(~met)
         count, last_ms, decayed = self.count.copy(), self.last_ms.copy(), self.decayed.copy()
-        hit = position[found]
-        age = (time_ms[found] - last_ms[hit])[:, None]
-        decayed[hit] = decayed[hit] * np.exp(-age * _RATES) + 1.0
-        count[hit] += 1
-        last_ms[hit] = time_ms[found]
-        new = np.flatnonzero(~found & (key >= FIRST_KNOWN))
-        rows = np.repeat(np.arange(num_rows), np.diff(self.offsets))
-        span = int(max(self.key.max(initial=0), key.max(initial=0))) + 1
-        at = np.searchsorted(rows * span + self.key, new * span + key[new])
-        added = np.bincount(new, minlength=num_rows)
+        age = (later.last_ms[again] - last_ms[hit])[:, None]
+        count[hit] += later.count[again]
+        decayed[hit] = decayed[hit] * np.exp(-age * _RATES) + later.decayed[again]
+        last_ms[hit] = later.last_ms[again]
+        added = np.bincount(other[new] // span, minlength=num_rows)
         return LevelIndex(
             offsets=self.offsets + np.concatenate(([0], np.cumsum(added))),
-            key=np.insert(self.key, at, key[new]),
-            count=np.insert(count, at, 1),
-            last_ms=np.insert(last_ms, at, time_ms[new]),
-            decayed=np.insert(decayed, at, 1.0, axis=0),
+            key=np.insert(self.key, at[new], later.key[new]),
+            count=np.insert(count, at[new], later.count[new]),
+            last_ms=np.insert(last_ms, at[new], later.last_ms[new]),
+            decayed=np.insert(decayed, at[new], later.decayed[new], axis=0),
         )
+
+    def _joint(self, span: int) -> Array:
+        """Return (U,) rising numbers, one per (row, key)."""
+        if len(self.offsets) == 2:
+            return self.key
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets)) * span + self.key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,10 +167,14 @@ class MatchIndex:
         )
         return cls(levels=levels, length=length, last_ms=np.where(length > 0, last_ms, 0))
 
-    def append(self, time_ms: Array, keys: list[Array]) -> MatchIndex:
-        """Return the indices after one further event of every user; equal to building anew with it."""
-        levels = tuple(level.appended(key, time_ms) for level, key in zip(self.levels, keys, strict=True))
-        return MatchIndex(levels=levels, length=self.length + 1, last_ms=time_ms)
+    def joined(self, later: MatchIndex) -> MatchIndex:
+        """Return the indices after further events of the same users, none earlier than those seen.
+
+        Equal to building anew with them.
+        """
+        levels = tuple(a.joined(b) for a, b in zip(self.levels, later.levels, strict=True))
+        last_ms = np.where(later.length > 0, later.last_ms, self.last_ms)
+        return MatchIndex(levels=levels, length=self.length + later.length, last_ms=last_ms)
 
     def features(self, row: Array, time_ms: Array, keys: list[Array]) -> Array:
         """Look candidates up.
@@ -191,7 +205,7 @@ class MatchIndex:
         return np.stack(columns, axis=1).astype(np.float32)
 
     @property
-    def nbytes(self) -> int:
+    def num_bytes(self) -> int:
         """Bytes held for all rows together."""
         parts = [getattr(level, name) for level in self.levels for name in ("key", "count", "last_ms", "decayed")]
         return sum(int(part.nbytes) for part in parts)

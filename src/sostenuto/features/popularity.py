@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,6 @@ class EventTimes:
             )
         self.joint = np.sort(rank.reshape(-1) * self.span + (time_ms - self.first_ms))
 
-    def count(self, key: Array, moment: Array, since: Array | None = None) -> Array:
-        """Return (C,) events of `key` with time in [since, moment)."""
-        found = self.find(key)
-        end = self.before(found, moment)
-        return end if since is None else np.maximum(end - self.before(found, since), 0)
-
     def find(self, key: Array) -> tuple[Array, Array]:
         """Return (C,) ranks of keys, and whether they have events; `before` takes the two."""
         if not len(self.keys):
@@ -67,21 +62,93 @@ class EventTimes:
         low = self.starts[rank]
         return (lower_bounds(self.joint, rank * self.span + inside, low, self.starts[rank + 1]) - low) * known
 
+    def events(self) -> tuple[Array, Array]:
+        """Return key and time of every event, ordered by key, then by time."""
+        rank, since = np.divmod(self.joint, self.span)
+        return self.keys[rank], since + self.first_ms
 
+    def __len__(self) -> int:
+        return len(self.joint)
+
+
+class GrowingEventTimes:
+    """Event times per key that later events can join; a value. Each of a few levels is sorted.
+
+    A small level joins the next: n events one after another cost O(n log n) in all, and a question as many searches as
+    there are levels.
+    """
+
+    def __init__(self, levels: tuple[EventTimes, ...] = ()) -> None:
+        self.levels = levels
+
+    def joined(self, key: Array, time_ms: Array) -> GrowingEventTimes:
+        """Return the event times with further events, in any order of time."""
+        kept = list(self.levels)
+        while kept and len(kept[-1]) <= 2 * len(key):
+            old_key, old_ms = kept.pop().events()
+            key, time_ms = np.concatenate([old_key, key]), np.concatenate([old_ms, time_ms])
+        return GrowingEventTimes((*kept, EventTimes(key, time_ms)) if len(key) else tuple(kept))
+
+    def compacted(self) -> GrowingEventTimes:
+        """Return the same in one level: the quickest to ask."""
+        if len(self.levels) < 2:
+            return self
+        parts = [level.events() for level in self.levels]
+        return GrowingEventTimes().joined(*(np.concatenate([part[k] for part in parts]) for k in range(2)))
+
+    def find(self, key: Array) -> list[tuple[Array, Array]]:
+        """Find (C,) keys; `before` takes the answer."""
+        return [level.find(key) for level in self.levels]
+
+    def before(self, found: list[tuple[Array, Array]], moment: Array) -> Array:
+        """Return (C,) events before a moment of keys that `find` has found."""
+        counts = [level.before(at, moment) for level, at in zip(self.levels, found, strict=True)]
+        return np.sum(counts, axis=0) if counts else np.zeros(len(moment), np.int64)
+
+    def count(self, key: Array, moment: Array, since: Array | None = None) -> Array:
+        """Return (C,) events of `key` with time in [since, moment)."""
+        found = self.find(key)
+        end = self.before(found, moment)
+        return end if since is None else np.maximum(end - self.before(found, since), 0)
+
+
+NO_EVENTS = GrowingEventTimes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PopularityIndex:
-    """Point-in-time popularity of items, from the flat behaviour arrays of all users.
+    """Point-in-time popularity of items, from the events of all users; a value that later events can join.
 
     The unit is log1p(per-million share of the events in the window), so that it does not drift as a log grows.
     """
 
-    def __init__(self, item: Array, time_ms: Array, place: Array, num_items: int) -> None:
+    num_items: int
+    by_item: GrowingEventTimes = NO_EVENTS
+    by_pair: GrowingEventTimes = NO_EVENTS
+    by_place: GrowingEventTimes = NO_EVENTS
+    all: GrowingEventTimes = NO_EVENTS
+
+    def joined(self, item: Array, time_ms: Array, place: Array) -> PopularityIndex:
+        """Return the index with (N,) further events, in any order of time."""
         item, time_ms = np.asarray(item, np.int64), np.asarray(time_ms, np.int64)
         place = np.asarray(place, np.int64)
-        self.num_items = num_items
-        self.by_item = EventTimes(item, time_ms)
-        self.by_pair = EventTimes(place * num_items + item, time_ms)
-        self.by_place = EventTimes(place, time_ms)
-        self.all_times = np.sort(time_ms)
+        return PopularityIndex(
+            num_items=self.num_items,
+            by_item=self.by_item.joined(item, time_ms),
+            by_pair=self.by_pair.joined(place * self.num_items + item, time_ms),
+            by_place=self.by_place.joined(place, time_ms),
+            all=self.all.joined(np.zeros(len(time_ms), np.int64), time_ms),
+        )
+
+    def compacted(self) -> PopularityIndex:
+        """Return the same with everything in one level."""
+        return PopularityIndex(
+            num_items=self.num_items,
+            by_item=self.by_item.compacted(),
+            by_pair=self.by_pair.compacted(),
+            by_place=self.by_place.compacted(),
+            all=self.all.compacted(),
+        )
 
     def features(self, item: Array, row: Array, time_ms: Array, place: Array) -> dict[str, Array]:
         """Return the columns of POPULARITY_FIELDS for C candidates; everything counts strictly before the request.
@@ -93,8 +160,9 @@ class PopularityIndex:
             place:    (B,) int64 place of the request; 0 (missing) counts the events without a place.
         """
         since = time_ms - WINDOW_MS
-        total = np.searchsorted(self.all_times, time_ms)
-        recent_total = total - np.searchsorted(self.all_times, since)
+        everything = np.zeros(len(time_ms), np.int64)
+        total = self.all.count(everything, time_ms)
+        recent_total = self.all.count(everything, time_ms, since)
         at_place = self.by_place.count(place, time_ms)
         moment, pair = time_ms[row], place[row] * self.num_items + item
         items = self.by_item.find(item)
@@ -111,4 +179,4 @@ def _log_share(count: Array, total: Array) -> Array:
     return np.log1p(1e6 * count / np.maximum(total, 1)).astype(np.float32)
 
 
-__all__ = ["POPULARITY_FIELDS", "EventTimes", "PopularityIndex"]
+__all__ = ["POPULARITY_FIELDS", "EventTimes", "GrowingEventTimes", "PopularityIndex"]

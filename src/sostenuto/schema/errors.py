@@ -7,6 +7,17 @@
     |- BundleError (RuntimeError)        an exported bundle is damaged, of another format, or no bundle
     |- StateError (ValueError)           stored bytes are not a user state of this ranker
     |- NoLibrary (RuntimeError)        the compiled operators are asked for and cannot be had
+    |- RequestError (ValueError)         a request to the server is refused; its text is shown to whoever sent it
+    |  |- NotFound                       it names something that is not there
+    |  `- Conflict                       it cannot be done as things stand
+    |- NotReady (RuntimeError)           the server cannot answer yet, or no longer
+    |- NoLibrary (RuntimeError)          the compiled operators are asked for and cannot be had
+    |- StoreError (RuntimeError)         a store of events did not do what it was asked; nothing is half-written
+    |  |- StoreFull                      it has no room left: its limit, the server's memory, or the disk
+    |  |- StoreGone                      it cannot be reached, opened or written
+    |  |- StoreBusy                      too much is waiting to be written: come again in a moment
+    |  |- StoreDamaged                   its contents contradict themselves
+    |  `- StreamTrimmed                  changes that were asked for are no longer kept
     |- MissingSource (FileNotFoundError) a data set is not on this machine; the text says how to get it
     `- MissingExtra (ImportError)        an optional dependency is needed; the text names the extra
 
@@ -43,8 +54,48 @@ class StateError(SostenutoError, ValueError):
     """Stored bytes cannot be read as a user state, or a state cannot be stored."""
 
 
+class RequestError(SostenutoError, ValueError):
+    """A request to the server is refused. The text goes to the caller: no paths, no internals."""
+
+
+class NotFound(RequestError):
+    """A request names something that is not there."""
+
+
+class Conflict(RequestError):
+    """A request is right in itself and cannot be done as things stand."""
+
+
+class NotReady(SostenutoError, RuntimeError):
+    """The server cannot answer yet, or no longer."""
+
+
 class NoLibrary(SostenutoError, RuntimeError):
     """The compiled library was asked for and cannot be had."""
+
+
+class StoreError(SostenutoError, RuntimeError):
+    """A store of events did not do what it was asked; what it held before it still holds."""
+
+
+class StoreFull(StoreError):
+    """There is no room for what was to be written; reading and deleting still work."""
+
+
+class StoreGone(StoreError):
+    """The store cannot be reached, opened or written; whether the last write took place is not known."""
+
+
+class StoreBusy(StoreError):
+    """More is waiting to be written than may wait; nothing of this call was taken."""
+
+
+class StoreDamaged(StoreError):
+    """The store's contents contradict themselves; the text says how to check and restore it."""
+
+
+class StreamTrimmed(StoreError):
+    """Changes after the given sequence were trimmed: a consumer must start again from all events."""
 
 
 class MissingSource(SostenutoError, FileNotFoundError):
@@ -67,13 +118,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 __all__ = [
     "BundleError",
+    "Conflict",
     "DataError",
     "MissingExtra",
     "MissingSource",
     "NoLibrary",
+    "NotFound",
+    "NotReady",
+    "RequestError",
     "RunError",
     "SostenutoError",
     "SpecError",
     "StateError",
+    "StoreBusy",
+    "StoreDamaged",
+    "StoreError",
+    "StoreFull",
+    "StoreGone",
+    "StreamTrimmed",
     "did_you_mean",
 ]

@@ -1,6 +1,6 @@
 """Rank items for one user at one moment, and say which past behaviours carried each score.
 
-The request goes through the same `Collator.assemble`, `encode` and `score` as in training and evaluation.
+The request goes through the same `Assembler.batch`, `encode` and `score` as in training and evaluation.
 Explanations are by deletion, for any ranker: behaviours are grouped by item, each group of a shortlist is taken out of
 what the ranker sees, and the ranker is asked again (match features included). What is reported lowered the score when
 it was removed; that is what "carried it" means here.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sostenuto.features.assembly import Asked, offsets_of
 from sostenuto.features.collation import Collator
 from sostenuto.features.missing import missing_column
 from sostenuto.schema.errors import DataError, did_you_mean
@@ -110,7 +111,7 @@ class HistoryRanker:
         if callable(evaluation_mode := getattr(ranker, "eval", None)):
             evaluation_mode()
         if isinstance(ranker, ItemKeeper):
-            ranker.keep_items(collator.catalogue())
+            ranker.keep_items(collator.assembler.catalogue())
 
     @cached_property
     def _user_index(self) -> dict[str, int]:
@@ -237,18 +238,20 @@ class HistoryRanker:
         b, features = self.data.behaviours, self.data.features
         rows = np.concatenate(histories)
         versions = len(histories)
-        lengths = [len(past) for past in histories]
-        return self.collator.assemble(
-            history_offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-            history={name: getattr(b, name)[rows] for name in ("item", "time_ms", "action", "value", "place")},
-            event_fields={f.name: b.fields[f.name][rows] for f in features.behaviour_fields},
-            candidate_offsets=np.arange(versions + 1, dtype=np.int64) * len(items),
+        asked = Asked(
+            offsets=np.arange(versions + 1, dtype=np.int64) * len(items),
             item=np.tile(items, versions),
             candidate_fields={f.name: missing_column(f, versions * len(items)) for f in features.candidate_fields},
             user=np.full(versions, request.user, np.int64),
             time_ms=np.full(versions, request.time_ms, np.int64),
             place=np.full(versions, request.place, np.int64),
             context_fields={f.name: missing_column(f, versions) for f in features.context_fields},
+        )
+        return self.collator.assembler.batch(
+            offsets_of(np.array([len(past) for past in histories])),
+            {name: getattr(b, name)[rows] for name in ("item", "time_ms", "action", "value", "place")},
+            {f.name: b.fields[f.name][rows] for f in features.behaviour_fields},
+            asked,
         )
 
     def _explain(self, request: LiveRequest, items: Array, logits: Array) -> list[tuple[tuple[Reason, ...], float]]:

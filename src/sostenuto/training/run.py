@@ -355,7 +355,9 @@ def _record_plan(run: _Run, there: dict[str, Any], plan: MemoryPlan) -> None:
 def _calibrate(run: _Run, ranker: Any) -> None:
     """Let a ranker set what depends on the data: priors, fixed item vectors, knots of numbers."""
     if run.priors is not None:
-        ranker.take_priors(run.priors, run.collator.items(run.priors.anchors.flatten().numpy()).to(run.device))
+        ranker.take_priors(
+            run.priors, run.collator.assembler.items(run.priors.anchors.flatten().numpy()).to(run.device)
+        )
     if hasattr(ranker, "calibrate"):
         training = run.config.training
         loader = RequestLoader(

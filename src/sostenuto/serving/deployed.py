@@ -1,0 +1,48 @@
+"""A model version as it runs: what ranks, the states of its users, and what keeps both up to date."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sostenuto.serving.encoding import BehaviourEncoder
+from sostenuto.serving.live_model import LiveModel
+from sostenuto.serving.scoring import Scorer
+from sostenuto.serving.user_states import CACHE_BYTES, UserStates
+
+if TYPE_CHECKING:
+    from sostenuto.serving.bundle import Bundle
+    from sostenuto.serving.stores.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """One bundle over one store."""
+
+    model: LiveModel
+    states: UserStates
+    scorer: Scorer
+    encoder: BehaviourEncoder
+
+    @classmethod
+    def of(cls, bundle: Bundle, store: Store, *, cache_bytes: int = CACHE_BYTES) -> Deployed:
+        """Put the parts together; reads all events of the store once, for popularity."""
+        model = LiveModel(bundle, store)
+        states = UserStates(model, cache_bytes=cache_bytes)
+        return cls(model=model, states=states, scorer=Scorer(model, states), encoder=BehaviourEncoder(states))
+
+    @property
+    def version(self) -> str:
+        """Of the bundle."""
+        return self.model.bundle.version
+
+    def follow(self) -> int:
+        """Take later events into popularity and forget the states of deleted users; return how many changes."""
+        changes = self.model.follow()
+        for change in changes:
+            if change.kind != "event":
+                self.states.forget_code(change.user)
+        return len(changes)
+
+
+__all__ = ["Deployed"]

@@ -1,0 +1,1 @@
+"""The HTTP edge of a ranking service: bytes, keys, limits and logs. It knows no model and no store."""

@@ -1,0 +1,249 @@
+"""A bundle that ranks from a store: codes of the store become indices of the bundle, and popularity follows events.
+
+What a ranker reads is put together by the same `Assembler` as in training; only where the arrays come from differs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sostenuto.features.assembly import Assembler, offsets_of
+from sostenuto.features.missing import missing_column
+from sostenuto.features.popularity import PopularityIndex
+from sostenuto.schema.errors import RequestError, did_you_mean
+from sostenuto.schema.features import FIRST_KNOWN, PADDING, UNKNOWN
+from sostenuto.serving.stores.layout import ACTION, ITEM, PLACE
+
+if TYPE_CHECKING:
+    from sostenuto.features.assembly import Past
+    from sostenuto.schema.features import Field
+    from sostenuto.schema.histories import History
+    from sostenuto.serving.bundle import Bundle, Vocabulary
+    from sostenuto.serving.stores.store import Change, Store, StoredHistory
+
+Array = npt.NDArray[Any]
+
+CHANGES_AT_ONCE = 10_000
+
+
+class CodeMap:
+    """The index that a bundle gives to each name of a store, by the store's code; it grows with the store.
+
+    Args:
+        store:      holds the names.
+        kind:       of name, see `RecordLayout.name_kinds`.
+        vocabulary: of the bundle; None where its data have none, and every name then counts as missing.
+    """
+
+    def __init__(self, store: Store, kind: str, vocabulary: Vocabulary | None) -> None:
+        self._store, self._kind, self._vocabulary = store, kind, vocabulary
+        self._index = np.array([PADDING], np.int64)  # code 0 is missing
+        self._growing = threading.Lock()
+
+    def indices(self, code: Array) -> Array:
+        """Return (N,) int64 indices of (N,) codes."""
+        if self._vocabulary is None:
+            return np.zeros(len(code), np.int64)
+        if len(code) and int(code.max()) >= len(self._index):
+            self._grow()
+        return self._index[code]
+
+    def _grow(self) -> None:
+        with self._growing:
+            new = self._store.names(self._kind, since=len(self._index) - 1)
+            if self._vocabulary is not None:
+                self._index = np.concatenate([self._index, self._vocabulary.indices(new)])
+
+
+class LiveModel:
+    """A bundle and a store.
+
+    Popularity counts the events of the store up to `followed`, the sequence of the last change taken in; `follow`
+    brings it up to date. Other threads may go on ranking meanwhile: it is replaced as a whole.
+    """
+
+    def __init__(self, bundle: Bundle, store: Store) -> None:
+        self.bundle, self.store = bundle, store
+        self.features = bundle.features
+        vocabulary = bundle.vocabularies.get
+        self._item = CodeMap(store, ITEM, vocabulary("item"))
+        self._action = CodeMap(store, ACTION, vocabulary("action"))
+        self._place = CodeMap(store, PLACE, vocabulary("place"))
+        self._fields = {
+            f.name: CodeMap(store, f"field.{f.name}", vocabulary(f.name))
+            for f in self.features.behaviour_fields
+            if f.kind == "categorical"
+        }
+        stored = store.layout.kind_of
+        for f in self.features.behaviour_fields:
+            if stored.get(f.name) != f.kind:
+                raise RequestError(
+                    f"the store must keep the behaviour field {f.name!r} ({f.kind}) that model {bundle.name!r} reads, "
+                    f"it has {dict(stored) or 'none'}; make a store with it, or serve a model without it"
+                )
+        self._following = threading.Lock()
+        self.followed = store.last_sequence()
+        self.assembler = Assembler(
+            features=self.features,
+            time_zone=bundle.time_zone,
+            category=bundle.item_category,
+            item_fields=bundle.item_fields,
+            popularity=self._counted(self.followed),
+        )
+        self.ranker = bundle.ranker
+
+    def _counted(self, until: int) -> PopularityIndex:
+        """Count the events of the store that arrived up to a sequence."""
+        found = PopularityIndex(num_items=self.features.num_items)
+        for block in self.store.all_events():
+            kept = block.sequence <= until
+            found = found.joined(
+                self._item.indices(block.item[kept]), block.time_ms[kept], self._place.indices(block.place[kept])
+            )
+        return found.compacted()
+
+    def follow(self) -> list[Change]:
+        """Take later events into popularity; return all changes that were read."""
+        read: list[Change] = []
+        with self._following:
+            while changes := self.store.changes(self.followed, CHANGES_AT_ONCE):
+                events = [change for change in changes if change.kind == "event"]
+                if events:
+                    popularity = self.assembler.popularity.joined(
+                        self._item.indices(np.array([e.item for e in events], np.int64)),
+                        np.array([e.time_ms for e in events], np.int64),
+                        self._place.indices(np.array([e.place for e in events], np.int64)),
+                    )
+                    self.assembler = replace(self.assembler, popularity=popularity)
+                self.followed = changes[-1].sequence
+                read += changes
+        return read
+
+    def history(self, stored: StoredHistory | None, seen: int | None = None) -> tuple[History, Past]:
+        """Return one user's behaviours as rankers and the match index read them, cut by the bundle's view.
+
+        Args:
+            stored: her events; None for an unknown user.
+            seen:   how many of the oldest are read; None = all.
+        """
+        if stored is None or not len(stored):
+            columns: dict[str, Array] = {
+                "item": np.zeros(0, np.int64),
+                "time_ms": np.zeros(0, np.int64),
+                "action": np.zeros(0, np.int64),
+                "value": np.zeros(0, np.float32),
+                "place": np.zeros(0, np.int64),
+            }
+            fields = {f.name: missing_column(f, 0) for f in self.features.behaviour_fields}
+            return self.assembler.history(np.zeros(2, np.int64), columns, fields)
+        end = len(stored) if seen is None else seen
+        kept = slice(self.bundle.view.start(stored.time_ms, 0, end), end)
+        columns = {
+            "item": self._item.indices(stored.item[kept]),
+            "time_ms": stored.time_ms[kept],
+            "action": self._action.indices(stored.action[kept]),
+            "value": stored.value[kept],
+            "place": self._place.indices(stored.place[kept]),
+        }
+        fields = {
+            f.name: (
+                self._fields[f.name].indices(stored.fields[f.name][kept])
+                if f.kind == "categorical"
+                else stored.fields[f.name][kept]
+            )
+            for f in self.features.behaviour_fields
+        }
+        return self.assembler.history(offsets_of(np.array([len(columns["item"])])), columns, fields)
+
+    def item_indices(self, item_ids: Sequence[str]) -> Array:
+        """Return (N,) int64 indices of raw ids; 1 where the bundle does not know an item."""
+        found = self.bundle.vocabularies["item"].indices(item_ids)
+        return np.where(found < FIRST_KNOWN, UNKNOWN, found)
+
+    def place_index(self, place: str) -> int:
+        """Return the index of a place; 0 for none, and where the bundle's data have no places."""
+        vocabulary = self.bundle.vocabularies.get("place")
+        return PADDING if vocabulary is None else vocabulary.index(place)
+
+    def columns(
+        self, what: str, fields: Sequence[Field], given: Mapping[str, Sequence[Any]], rows: int
+    ) -> dict[str, Array]:
+        """Return columns of fields: those given by their kind, those not given as missing.
+
+        Raises:
+            RequestError: a name that is no field, or a value that does not fit its kind.
+        """
+        known = {f.name: f for f in fields}
+        for name in given:
+            if name not in known:
+                raise RequestError(
+                    f"{what} must be fields of the model ({', '.join(known) or 'it has none'}), got {name!r}; "
+                    f"leave it out.{did_you_mean(name, known)}"
+                )
+        return {
+            name: self._column(what, f, given[name]) if name in given else missing_column(f, rows)
+            for name, f in known.items()
+        }
+
+    def _column(self, what: str, field: Field, values: Sequence[Any]) -> Array:
+        try:
+            if field.kind == "numeric":
+                return np.array([np.nan if v is None else _number(v) for v in values], np.float32)
+            if field.kind == "vector":
+                return np.array(
+                    [[0.0] * field.width if v is None else _row(v, field.width) for v in values], np.float32
+                )
+            if field.kind == "multi":
+                rows = np.zeros((len(values), field.width), np.int64)
+                for n, v in enumerate(values):
+                    found = [self._value(field, x) for x in v or ()][: field.width]
+                    rows[n, : len(found)] = found
+                return rows
+            return np.array([self._value(field, v) for v in values], np.int64)
+        except (TypeError, ValueError) as error:
+            wanted = {
+                "numeric": "numbers",
+                "vector": f"lists of {field.width} numbers",
+                "multi": "lists of texts",
+                "categorical": "texts",
+            }[field.kind]
+            raise RequestError(f"{what}.{field.name} must be {wanted} or null: {error}; send it so") from error
+
+    def _value(self, field: Field, value: Any) -> int:
+        vocabulary = self.bundle.vocabularies.get(field.name)
+        if value is None:
+            return PADDING
+        if vocabulary is None:  # its values are indices as they stand, such as a flag
+            found = int(_number(value))
+            if not 0 <= found < field.size:
+                return UNKNOWN
+            return found
+        return vocabulary.index(value if isinstance(value, str) else _text(value))
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | int | float) and np.isfinite(value):
+        return float(value)
+    raise ValueError(f"got {value!r}")
+
+
+def _row(value: Any, width: int) -> list[float]:
+    row = [_number(x) for x in value]
+    if len(row) != width:
+        raise ValueError(f"got {len(row)} numbers")
+    return row
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool | int):
+        return str(int(value))
+    raise ValueError(f"got {value!r}")
+
+
+__all__ = ["CodeMap", "LiveModel"]
