@@ -27,14 +27,13 @@ import numpy as np
 
 import sostenuto
 from sostenuto.schema.errors import StateError
-from sostenuto.schema.features import FIRST_KNOWN, UNKNOWN
+from sostenuto.serving.invented import invented_history
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sostenuto.schema.features import FeatureSpec, Field
-    from sostenuto.schema.histories import History
+    from sostenuto.schema.features import FeatureSpec
     from sostenuto.schema.ranker import Ranker
 
 MAGIC = b"sostate\x01"
@@ -45,7 +44,6 @@ NAMES = (  # of torch types; an allowlist
 )
 ARRAY_KINDS = "biuf"  # of numpy types
 WRONG_HEADER = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, RuntimeError, TypeError)
-DAY_MS = 86_400_000
 INVENTED = (0, 1, 3, 70)  # behaviours of the users that a form is learnt from
 
 
@@ -307,45 +305,4 @@ def _value(tree: Any, arrays: list[Any], like: StateForm, owner: str) -> Any:
     return tuple(_value(item, arrays, like, owner) for item in tree["u"])
 
 
-# -- a history to learn the form from ----------------------------------------------------------------------------------
-
-
-def invented_history(features: FeatureSpec, lengths: tuple[int, ...]) -> History:
-    """Invent behaviours of users with the given numbers of them, one a day, over all items in turn."""
-    import torch
-
-    from sostenuto.schema.histories import History
-
-    count = sum(lengths)
-    at = torch.arange(count)
-    first = FIRST_KNOWN if features.num_items > FIRST_KNOWN else UNKNOWN
-
-    def known(size: int) -> Tensor:
-        return first + at % max(size - first, 1)
-
-    def column(field: Field) -> Tensor:
-        if field.kind == "categorical":
-            return at % field.size
-        if field.kind == "multi":
-            return (at % field.size)[:, None].repeat(1, field.width)
-        shape = (count,) if field.kind == "numeric" else (count, field.width)
-        return torch.full(shape, field.mean, dtype=torch.float32)
-
-    row_start = torch.repeat_interleave(
-        torch.tensor([sum(lengths[:n]) for n in range(len(lengths))]), torch.tensor(lengths)
-    )
-    return History(
-        offsets=torch.tensor([0, *np.cumsum(lengths).tolist()]),
-        item=known(features.num_items),
-        category=torch.stack([at % level.size for level in features.categories], 1)
-        if features.categories
-        else torch.zeros((count, 0), dtype=torch.int64),
-        time_ms=1_600_000_000_000 + (at - row_start) * DAY_MS,
-        action=at % features.num_actions,
-        value=torch.ones(count),
-        place=at % features.num_places,
-        fields={f.name: column(f) for f in features.item_fields + features.behaviour_fields},
-    )
-
-
-__all__ = ["StateForm", "invented_history", "state_from_bytes", "state_num_bytes", "state_to_bytes"]
+__all__ = ["StateForm", "state_from_bytes", "state_num_bytes", "state_to_bytes"]
