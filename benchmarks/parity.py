@@ -105,10 +105,9 @@ def measure(kind: str, data: PreparedData, out: Path, names: list[str], users: i
         print(f"{kind}: {warmed:,} events in the store after {time.monotonic() - started:.0f} s", flush=True)
         server_folder = out / f"server-{kind}"
         shutil.rmtree(server_folder, ignore_errors=True)
-        bundles = out / "bundles"
         with (
             live_server(
-                server_folder, store=place, bundles=bundles, bundle=names[0], follow_every_s=0.0, encode=False
+                server_folder, store=place, bundle=out / "bundles" / names[0], follow_every_s=0.0, encode=False
             ) as server,
             OverHTTP(server) as service,
         ):

@@ -1,4 +1,4 @@
-"""A real server over a real store: `python -m tests.serving.live_server TOLD.json` in a process of its own."""
+"""`sostenuto serve` over a real store, in a process of its own, and who asks it."""
 
 import contextlib
 import json
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,20 @@ MSGPACK = {"content-type": "application/msgpack", "accept": "application/msgpack
 
 
 @contextlib.contextmanager
-def live_server(
-    folder: Path, *, store: str, bundles: Path, bundle: str, workers: int = 1, **service: Any
-) -> Iterator[Running]:
-    """Start a server, and end it by its own id."""
+def live_server(folder: Path, *, store: str, bundle: Path, workers: int = 1, **service: Any) -> Iterator[Running]:
+    """Start `sostenuto serve`, and end it by its own id."""
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    told = {
-        "store": store,
-        "bundle": bundle,
-        "service": {"bundles": str(bundles), "control": str(folder / "control"), **service},
-        "server": {
-            "port": port,
-            "workers": workers,
-            "log": str(folder / "requests.jsonl"),
-            "limits": {"future_s": 10**9, "request_timeout_s": 60.0},
-        },
-    }
-    (folder / "told.json").write_text(json.dumps(told))
+    tables = {"service": service, "limits": {"future_s": 10**9, "request_timeout_s": 60.0}}
+    lines = [f"port = {port}", f"workers = {workers}", f'log = "{folder / "requests.jsonl"}"']
+    for name, table in tables.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    (folder / "settings.toml").write_text("\n".join(lines) + "\n")
+    told = ["--store", store, "--control", str(folder / "control"), "--settings", str(folder / "settings.toml")]
     errors = folder / "stderr.txt"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
     with errors.open("wb") as stderr:
-        command = [sys.executable, "-m", "tests.serving.live_server", str(folder / "told.json")]
+        command = [sys.executable, "-m", "sostenuto", "serve", str(bundle), *told]
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stderr, stderr=stderr)
     running = Running(process, port, errors)
     try:
@@ -131,17 +122,3 @@ class OverHTTP(contextlib.AbstractContextManager):
         answer = self.client.get(path)
         assert answer.status_code < 300, answer.content
         return msgspec.msgpack.decode(answer.content)
-
-
-if __name__ == "__main__":
-    from sostenuto.serving.http.server import serve
-    from sostenuto.serving.http.settings import ServerSettings, make
-    from sostenuto.serving.live_service import ServiceSettings, open_service
-
-    told = json.loads(Path(sys.argv[1]).read_text())
-    paths = {name: Path(told["service"].pop(name)) for name in ("bundles", "control")}
-    settings = ServiceSettings(**paths, **told["service"])
-    serve(
-        partial(open_service, told["store"], told["bundle"], settings),
-        make(ServerSettings, told["server"], "server"),
-    )

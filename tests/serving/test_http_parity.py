@@ -42,7 +42,7 @@ def test_a_log_played_through_http_is_scored_as_offline(store, tmp_path):
         warm_up(opened, data, until_ms=from_ms)
     with (
         live_server(
-            tmp_path / "server", store=store, bundles=tmp_path / "bundles", bundle="din", follow_every_s=0.0
+            tmp_path / "server", store=store, bundle=tmp_path / "bundles" / "din", follow_every_s=0.0
         ) as server,
         OverHTTP(server) as service,
     ):

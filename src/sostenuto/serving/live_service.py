@@ -421,31 +421,6 @@ class LiveService:
         self.store.close()
 
 
-def open_service(location: str, bundle: str, settings: ServiceSettings) -> LiveService:
-    """Open the store and the service of one process; where nobody answers yet, the named bundle will.
-
-    Args:
-        location: of the store, see `stores.opening`; a new one is made for the fields that the bundle reads.
-        bundle:   name of a bundle in `settings.bundles`.
-        settings: of the service.
-    """
-    from sostenuto.serving.stores.layout import RecordLayout
-    from sostenuto.serving.stores.opening import open_store
-
-    opened = open_bundle(settings.bundles / bundle)
-    store = open_store(location, RecordLayout.of(opened.features.behaviour_fields))
-    service = LiveService(store, settings)
-    service.control.change(
-        lambda wanted: replace(
-            wanted,
-            bundles={**wanted.bundles, opened.version: bundle},
-            traffic=Traffic(main=opened.version) if wanted.traffic is None else wanted.traffic,
-        )
-    )
-    service.apply()
-    return service
-
-
 class _Names:
     """The names of a store by code."""
 
@@ -485,4 +460,4 @@ def _without_paths(text: str, folder: Path) -> str:
     return text.replace(str(folder.resolve()), "...").replace(str(folder), "...")
 
 
-__all__ = ["LiveService", "ServiceSettings", "open_service", "share_of"]
+__all__ = ["LiveService", "ServiceSettings", "share_of"]

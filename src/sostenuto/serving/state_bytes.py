@@ -305,4 +305,4 @@ def _value(tree: Any, arrays: list[Any], like: StateForm, owner: str) -> Any:
     return tuple(_value(item, arrays, like, owner) for item in tree["u"])
 
 
-__all__ = ["StateForm", "state_from_bytes", "state_num_bytes", "state_to_bytes"]
+__all__ = ["INVENTED", "StateForm", "state_from_bytes", "state_num_bytes", "state_to_bytes"]
