@@ -14,6 +14,7 @@ from tests.serving.stores.plain_store import PlainStore
 
 from sostenuto.schema.errors import StreamTrimmed
 from sostenuto.schema.events import Event
+from sostenuto.serving.stores import lmdb_histories
 from sostenuto.serving.stores.moving import Backup, backup, fill
 from sostenuto.serving.stores.opening import open_store
 from sostenuto.serving.stores.store import CompactionPolicy
@@ -176,6 +177,12 @@ def run(kind, request, examples, steps):
     phases = [Phase.explicit, Phase.generate]
     chosen = settings(max_examples=examples, stateful_step_count=steps, phases=phases)
     run_state_machine_as_test(Machine, settings=chosen)
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch):
+    """Let LMDB cut histories into pieces of three records, so that a few events make several."""
+    monkeypatch.setattr(lmdb_histories, "PIECE_BYTES", 3 * LAYOUT.dtype.itemsize)
 
 
 def test_a_store_is_the_plain_store(kind, request):

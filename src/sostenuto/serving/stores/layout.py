@@ -13,7 +13,7 @@ from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import Field
 
 TIME_BIAS = 2**52  # times are stored from here on, unsigned: so bytes sort as times do, and a float64 holds them
-MOST_FIELDS = 64  # a record must fit a sorted duplicate of LMDB, 511 bytes
+MOST_FIELDS = 64  # a page of LMDB must hold a dozen records
 
 FieldKind = Literal["categorical", "numeric"]
 # kinds of names that a store keeps codes for; further ones are `field.<name>` of categorical behaviour fields

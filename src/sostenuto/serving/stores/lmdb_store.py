@@ -5,7 +5,7 @@ Databases of the file, keys big-endian so that they sort as numbers do:
     meta         counters, layout, salt
     users        user id -> head                         user_ids     user code -> user id
     codes        kind, name -> code                      names        kind, code -> name
-    events       user code -> records, sorted duplicates of fixed size: one read gives a history in order
+    events       user code, time, sequence -> records in order, a page of them (`lmdb_histories.py`)
     ids          user code -> (hash of event id, sequence), sorted duplicates
     stream       sequence -> change                      cursors      name -> sequence
     user_fields  user code -> JSON                       states       model code, user code -> state
@@ -36,6 +36,7 @@ from sostenuto.schema.events import Event, check_id
 from sostenuto.serving.stores.consistency import problems_of_user
 from sostenuto.serving.stores.layout import ACTION, ITEM, PLACE, RecordLayout
 from sostenuto.serving.stores.lmdb_file import LmdbFile
+from sostenuto.serving.stores.lmdb_histories import Histories
 from sostenuto.serving.stores.packing import (
     CHANGE,
     CODE,
@@ -95,7 +96,6 @@ Result = TypeVar("Result")
 FORMAT = 1
 MOST_BYTES = 64 * 2**30  # address space, not disk: the file has what was written
 PAGE = 1_000  # users, names or changes of one transaction of a long walk
-WALKED_BACK = 4_096  # new events read one by one from the end; more are read all at once
 DATABASES = (
     *("meta", "users", "user_ids", "codes", "names", "events", "ids", "stream", "cursors"),
     *("user_fields", "states", "items", "item_stream", "deleted"),
@@ -133,7 +133,7 @@ class LmdbStore:
         self.folder = Path(folder)
         if not (self.folder / "data.mdb").is_file() and layout is None:
             raise StoreGone(f"a store must be at {self.folder}, there is none; name its folder, or make one by serving")
-        self._file = LmdbFile(self.folder, DATABASES, fixed=("events", "ids"), most_bytes=most_bytes)
+        self._file = LmdbFile(self.folder, DATABASES, fixed=("ids",), most_bytes=most_bytes)
         try:
             self._begin_or_check(layout)
         except BaseException:
@@ -167,6 +167,7 @@ class LmdbStore:
             self._salt = bytes.fromhex(self._get(txn, "salt"))
         self._kinds = {kind: bytes([at]) for at, kind in enumerate((*self.layout.name_kinds, MODEL))}
         own = "".join("I" if kind == "categorical" else "f" for _, kind in self.layout.fields)
+        self._histories = Histories(self.layout.dtype.itemsize)
         self._event_end = struct.Struct(f"<IIIf{own}")
         check_layout(self.layout, layout, str(self.folder))
 
@@ -357,7 +358,7 @@ class LmdbStore:
                     for name, kind in self.layout.fields
                 ]
                 record = EVENT_START.pack(biased(event.time_ms), sequence, hashed)
-                txn.put(key, record + self._event_end.pack(*codes, event.value, *own), db=db["events"])
+                grown.records.append(record + self._event_end.pack(*codes, event.value, *own))
                 txn.put(key, ID.pack(hashed, sequence), db=db["ids"])
                 item, action, place = codes
                 change = CHANGE.pack(0, grown.user, event.time_ms, item, action, place)
@@ -368,6 +369,7 @@ class LmdbStore:
                 txn.abort()  # nothing new: nothing to wait for
             else:
                 for user_id, grown in heads.items():
+                    self._histories.insert(txn, db["events"], grown.user, grown.records)
                     self._put_head(txn, user_id, grown.head())
                 self._put(txn, "sequence", sequence)
         return [
@@ -382,29 +384,7 @@ class LmdbStore:
 
     def _records(self, txn: Transaction[memoryview], user: int) -> Array:
         """Return (L,) records of a user, in order; a copy."""
-        width = self.layout.dtype.itemsize
-        with txn.cursor(self._db["events"]) as cursor:
-            packed = cursor.getmulti([CODE.pack(user)], dupdata=True, dupfixed_bytes=width, keyfixed=True)
-        if not len(packed):
-            return np.empty(0, self.layout.dtype)
-        keyed = np.dtype([("user", "V4"), ("record", self.layout.dtype)])
-        found: Array = np.frombuffer(packed, keyed)["record"]
-        return found
-
-    def _newest_records(self, txn: Transaction[memoryview], user: int, after: int) -> Array | None:
-        """Return the records behind `after`, which all came in order; None where they are many."""
-        found: list[bytes] = []
-        with txn.cursor(self._db["events"]) as cursor:
-            there = cursor.set_key(CODE.pack(user)) and cursor.last_dup()
-            while there:
-                record = cursor.value()
-                if EVENT_START.unpack_from(record)[1] <= after:
-                    break
-                if len(found) == WALKED_BACK:
-                    return None
-                found.append(bytes(record))
-                there = cursor.prev_dup()
-        return np.frombuffer(b"".join(reversed(found)), self.layout.dtype)
+        return np.frombuffer(self._histories.read(txn, self._db["events"], user), self.layout.dtype)
 
     def history(
         self, user_id: str, *, before_ms: int | None = None, after_sequence: int | None = None
@@ -415,11 +395,11 @@ class LmdbStore:
             head = self._head(txn, user_id)
             if head is None:
                 return None
-            records = None
             if after_sequence is not None and after_sequence >= head.late_sequence:
-                records = self._newest_records(txn, head.user, after_sequence)
-            if records is None:
-                records = self._records(txn, head.user)
+                packed = self._histories.read_newest(txn, self._db["events"], head.user, after_sequence)
+            else:
+                packed = self._histories.read(txn, self._db["events"], head.user)
+        records = np.frombuffer(packed, self.layout.dtype)
         return StoredHistory.of(head, cut_records(records, before_ms, after_sequence))
 
     def user_pages(self, batch: int) -> Iterator[list[StoredUser]]:
@@ -628,7 +608,8 @@ class LmdbStore:
             key = CODE.pack(head.user)
             for sequence in self._records(txn, head.user)["sequence"]:
                 txn.delete(NUMBER.pack(int(sequence)), db=self._db["stream"])
-            for name in ("events", "ids", "user_fields", "user_ids"):
+            self._histories.drop_oldest(txn, self._db["events"], head.user, head.count)
+            for name in ("ids", "user_fields", "user_ids"):
                 txn.delete(key, db=self._db[name])
             for model in range(1, self._last_code(txn, MODEL) + 1):
                 txn.delete(STATE_KEY.pack(model, head.user), db=self._db["states"])
@@ -676,9 +657,9 @@ class LmdbStore:
             txn.abort()
             return 0
         key = CODE.pack(head.user)
+        self._histories.drop_oldest(txn, self._db["events"], head.user, count)
         for record in records[:count]:
             sequence = int(record["sequence"])
-            txn.delete(key, record.tobytes(), db=self._db["events"])
             txn.delete(key, ID.pack(record["id_hash"].tobytes(), sequence), db=self._db["ids"])
             txn.delete(NUMBER.pack(sequence), db=self._db["stream"])
         self._put_head(txn, user_id, head_after_dropping(head, records, count, self._mark(txn, 1, head.user)))
@@ -723,7 +704,7 @@ class LmdbStore:
                 kind="lmdb",
                 location=str(self.folder),
                 users=self._count(txn, "users"),
-                events=self._count(txn, "events"),
+                events=self._count(txn, "ids"),
                 items=self._count(txn, "items"),
                 states=self._count(txn, "states"),
                 changes=self._count(txn, "stream"),
@@ -756,9 +737,9 @@ class LmdbStore:
                     if self._id_of(txn, head.user) != user_id:
                         problems.append(f"user {head.user}: her code stands for another one")
                     seen += len(records)
-            for database in ("events", "ids"):
-                if self._count(txn, database) != seen:
-                    problems.append(f"{database}: {self._count(txn, database)} are there, users have {seen}")
+            there = self._histories.count(txn, self._db["events"])
+            if there != seen or self._count(txn, "ids") != seen:
+                problems.append(f"users have {seen} events, there are {there} and {self._count(txn, 'ids')} ids")
             if self._count(txn, "users") != self._count(txn, "user_ids"):
                 problems.append("users and codes of users differ in number")
             if self._count(txn, "items") != self._count(txn, "item_stream"):
@@ -819,8 +800,8 @@ class LmdbStore:
                 width = user.records.dtype.itemsize
                 records = [whole[start : start + width] for start in range(0, len(whole), width)]
                 starts = [EVENT_START.unpack_from(record) for record in records]
-                with txn.cursor(db["events"]) as events, txn.cursor(db["ids"]) as ids:
-                    events.putmulti((key, record) for record in records)
+                self._histories.insert(txn, db["events"], user.head.user, records)
+                with txn.cursor(db["ids"]) as ids:
                     ids.putmulti((key, ID.pack(hashed, sequence)) for _, sequence, hashed in starts)
                 for (_, sequence, _), record in zip(starts, user.records, strict=True):
                     if sequence > trimmed:
@@ -851,6 +832,7 @@ class _Growing:
         self._head = head
         self.user, self.key, self.floor_ms = head.user, CODE.pack(head.user), head.floor_ms
         self.revision, self._count, self._late = head.revision, head.count, head.late_sequence
+        self.records: list[bytes] = []
         self._first_ms, self._last_ms, self._last_sequence = head.first_ms, head.last_ms, head.last_sequence
 
     def add(self, time_ms: int, sequence: int) -> None:
