@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -58,3 +59,10 @@ def test_a_run_with_damaged_weights_is_not_exported(call, runs, tmp_path):
     (run / "model" / "weights.safetensors").write_bytes(b"x")
     assert "is damaged" in call("export", run, "--out", tmp_path / "bundle", code=1).stderr
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_graph_that_cannot_be_had_is_said_before_anything_is_written(call, runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    words = ("export", runs / "repeat", "--out", tmp_path / "bundle", "--onnx", tmp_path / "score.onnx")
+    assert "sostenuto[onnx]" in call(*words, code=1).stderr
+    assert list(tmp_path.iterdir()) == []

@@ -37,11 +37,11 @@ def export(
     opened = open_run(chosen_run(run), data)
     if opened.finished is None:
         note(f"the run {opened.folder} is not over; its best weights so far are exported")
-    manifest = export_bundle(trained(opened), opened.data, out)
-    if onnx is not None:
+    if onnx is not None:  # first: where it cannot be had, nothing is written; and items are not kept yet
         from sostenuto.serving.score_graph import export_score, save_onnx
 
         save_onnx(export_score(opened.ranker, opened.collator.features), onnx)
+    manifest = export_bundle(trained(opened), opened.data, out)
     bundle = open_bundle(out)
     requests = check_scores(opened, bundle)
     size = sum(file.bytes for file in manifest.files.values())

@@ -139,8 +139,8 @@ def export_score(ranker: Any, features: FeatureSpec) -> ScoreGraph:
         except Exception as error:  # the tracer has many ways to say that it met a number it must not look at
             why = str(error).strip().partition("\n")[0]
             raise SpecError(
-                f"a score graph needs scoring in torch whose shapes no history decides, {type(ranker).__name__} has other "
-                f"({why}); serve the bundle instead"
+                "a score graph needs scoring in torch whose shapes no history decides, "
+                f"{type(ranker).__name__} has other ({why}); serve the bundle instead"
             ) from error
     return ScoreGraph(program=program, names=names)
 
