@@ -145,4 +145,11 @@ def test_a_bundle_is_served_over_a_new_store_and_events_survive_a_restart(bundle
         gone = client.delete("/v1/users/new%20user").json()
         assert (gone["events"], gone["served_lists"]) == (1, 3)
         after = client.post("/v1/rank", json=body).json()
-        assert (after["state"], after["scores"]) == ("cold", cold["scores"])
+        assert (after["state"], after["history_length"]) == ("cold", 0)
+        assert client.get("/v1/users/new%20user").status_code == 404
+    kept = [path for folder in ("lists", "log.jsonl", "store.server") for path in (tmp_path / folder).rglob("*")]
+    kept = [path for path in [*kept, tmp_path / "log.jsonl"] if path.is_file()]
+    assert len(kept) > 3
+    lists = [path for path in kept if path.suffix == ".jsonl" and path.parent.name == "lists"]
+    assert b"".join(path.read_bytes() for path in lists).count(b"new user") == 1  # the ranking after the deletion
+    assert not [path for path in kept if path not in lists and b"new user" in path.read_bytes()]
