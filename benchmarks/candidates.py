@@ -87,8 +87,7 @@ def sources_of(data: PreparedData, content: str | None, dim: int) -> tuple[list[
     found.append(NearestSource(name="vectors", index=VectorIndex.of(items, item_vectors(data, dim).last)))
     seconds["vectors"] = time.perf_counter() - start
     if content is not None:
-        fields = tuple(f for f in data.features.content if f.name == content)
-        vectors = content_vectors(open_content(data, fields, ("vectors",))[content])
+        vectors = content_vectors(open_content(data, [data.content()[content].sizes], ("vectors",))[content])
         found.append(NearestSource(name="content", index=VectorIndex.of(items, vectors)))
     return found, seconds
 
@@ -171,7 +170,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     data = PreparedData(args.data)
-    there = [f.name for f in data.features.content]
+    there = sorted(data.content())
     sources, seconds = sources_of(data, args.content or (there[0] if there else None), args.dim)
     b = data.behaviours
     start = time.perf_counter()
@@ -180,9 +179,7 @@ def main() -> None:
     weights = CheapWeights()
     report: dict[str, Any] = {"data": data.manifest.name, "split": args.split, "seed": args.seed, "built_s": seconds}
     if args.fit:
-        found = fitted(
-            cases_of(data, "valid", args.requests, args.seed + 1, popularity), sources, args.budget
-        )
+        found = fitted(cases_of(data, "valid", args.requests, args.seed + 1, popularity), sources, args.budget)
         report["fitted"] = {name: getattr(found, name) for name in COLUMNS}
         report["with_fitted"] = measure(
             cases_of(data, args.split, args.requests, args.seed, popularity), sources, args.budget, found

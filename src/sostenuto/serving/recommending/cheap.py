@@ -67,7 +67,7 @@ def cheap_columns(merged: Merged, seeker: Seeker) -> Array:
 
 def cheap_scores(merged: Merged, seeker: Seeker, weights: CheapWeights) -> Array:
     """Return (C,) float64 scores."""
-    return cheap_columns(merged, seeker) @ np.array([getattr(weights, name) for name in COLUMNS])
+    return np.asarray(cheap_columns(merged, seeker) @ np.array([getattr(weights, name) for name in COLUMNS]))
 
 
 def cut(scores: Array, kept: Array, most: int) -> Array:

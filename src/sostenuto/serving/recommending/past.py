@@ -75,7 +75,7 @@ class UserPast:
 
     def decayed_at(self, moment_ms: int) -> Array:
         """Return (U,) decayed counts as they stand at a moment."""
-        return self.decayed * np.exp2(-max(moment_ms - self.newest_ms, 0) / HALF_LIFE_MS)
+        return np.asarray(self.decayed * np.exp2(-max(moment_ms - self.newest_ms, 0) / HALF_LIFE_MS))
 
     @property
     def nbytes(self) -> int:
@@ -112,9 +112,7 @@ class Pasts:
         cache_bytes:    kept in memory; the one that was not used for longest goes first.
     """
 
-    def __init__(
-        self, model: LiveModel, *, bought_actions: Sequence[str] = (), cache_bytes: int = CACHE_BYTES
-    ) -> None:
+    def __init__(self, model: LiveModel, *, bought_actions: Sequence[str] = (), cache_bytes: int = CACHE_BYTES) -> None:
         self.model, self.cache_bytes = model, cache_bytes
         self.bought_actions = frozenset(bought_actions)
         self._items, self._actions = StoreNames(model.store, ITEM), StoreNames(model.store, ACTION)
