@@ -205,7 +205,7 @@ class MatchIndex:
         return np.stack(columns, axis=1).astype(np.float32)
 
     @property
-    def nbytes(self) -> int:
+    def num_bytes(self) -> int:
         """Bytes held for all rows together."""
         parts = [getattr(level, name) for level in self.levels for name in ("key", "count", "last_ms", "decayed")]
         return sum(int(part.nbytes) for part in parts)

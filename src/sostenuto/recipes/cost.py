@@ -55,7 +55,7 @@ def measure_cost(folders: Sequence[Path], data: PreparedData) -> Cost:
         h = whole.histories
         named = {name: column.numpy() for name, column in h.fields.items()}
         keys = level_keys(run.collator.features, h.item.numpy(), h.category.numpy(), named)
-        match_bytes = MatchIndex.build(h.offsets.numpy(), h.time_ms.numpy(), keys).nbytes
+        match_bytes = MatchIndex.build(h.offsets.numpy(), h.time_ms.numpy(), keys).num_bytes
     return Cost(
         parameters=finished[0]["parameters"] or None,
         training_s=statistics.fmean(f["seconds"] for f in finished),

@@ -22,7 +22,7 @@ from sostenuto.schema.events import Event
 
 # a value of a field, on the wire and in a store: text of a categorical one, number of a numeric one, None = missing;
 # lists are values of multi-valued and vector fields
-FieldValue = str | float | bool | None | list[str] | list[float]
+FieldValue = str | float | bool | None | Sequence[str | float]
 Fields = Mapping[str, FieldValue]
 
 # how the user state of a ranking came to be: it was cached and is current; new events were folded into a cached one;

@@ -189,7 +189,7 @@ class UserStates:
             return found[0]
 
     def _keep(self, user_id: str, state: UserState) -> None:
-        size = state_num_bytes(state.state) + state.index.nbytes
+        size = state_num_bytes(state.state) + state.index.num_bytes
         with self._lock:
             self._forget(user_id)
             if size > self.cache_bytes:

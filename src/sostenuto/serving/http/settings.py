@@ -1,4 +1,4 @@
-"""What a server is told: where it listens, who may ask, how much, how long. One frozen value, read from TOML or made."""
+"""What a server is told: where it listens, who may ask, how much, how long. Made, or read from TOML."""
 
 from __future__ import annotations
 

@@ -127,8 +127,7 @@ def _columns(records: Array) -> dict[str, Any]:
 class Change:
     """One entry of the stream.
 
-    - event: an event was accepted. It may have been dropped since by compaction, never by a deletion: a deletion takes
-      the entries of its user's events away.
+    - event: an event was accepted, and is still there: compaction and deletion take the entries of their events along.
     - compacted: old events of the user were dropped.
     - deleted: the user was deleted. Only her code is told, which now stands for nothing.
     """
@@ -136,7 +135,7 @@ class Change:
     sequence: int
     kind: Literal["event", "compacted", "deleted"]
     user: int  # code
-    user_id: str | None  # None when deleted
+    user_id: str | None  # None when she was deleted, by this change or a later one
     time_ms: int = 0  # of the event, and so on
     item: int = 0
     action: int = 0

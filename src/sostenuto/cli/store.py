@@ -1,0 +1,181 @@
+"""`sostenuto store`: look after the store of a running service."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sostenuto.cli.output import JsonOption, note, print_json, print_table
+
+if TYPE_CHECKING:
+    from sostenuto.serving.stores.moving import Contents, Moved
+    from sostenuto.serving.stores.store import Store
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Stores of a service: what users did, and states.")
+
+StoreArgument = Annotated[
+    str, typer.Argument(metavar="STORE", help="Folder, redis://HOST:PORT/DB, rediss://... or unix:///SOCKET.")
+]
+DAY_MS = 86_400_000
+
+
+@app.command()
+def stats(store: StoreArgument, as_json: JsonOption = False) -> None:
+    """Count what a store holds."""
+    from sostenuto.serving.stores.opening import open_store
+
+    with open_store(store) as opened:
+        found = opened.stats()
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    lags = [f"{name}: {found.last_sequence - at:,} behind" for name, at in sorted(found.cursors.items())]
+    print_table(
+        "Store",
+        ("what", "value"),
+        [
+            ("kind", found.kind),
+            ("location", found.location),
+            ("users", found.users),
+            ("events", found.events),
+            ("items with fields", found.items),
+            ("states", found.states),
+            ("changes in the stream", found.changes),
+            ("deleted users", found.deleted),
+            ("last sequence", found.last_sequence),
+            ("consumers", lags),
+            ("bytes", found.bytes),
+            ("limit, bytes", found.most_bytes),
+        ],
+    )
+
+
+@app.command()
+def verify(store: StoreArgument, as_json: JsonOption = False) -> None:
+    """Read everything and say what contradicts itself; exit code 1 when something does."""
+    from sostenuto.serving.stores.opening import open_store
+
+    with open_store(store) as opened:
+        problems = opened.verify()
+    if as_json:
+        print_json({"problems": problems})
+    else:
+        print_table("", ("problems",), [(each,) for each in problems or ["none"]])
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compact(
+    store: StoreArgument,
+    most_events: Annotated[int | None, typer.Option(min=1, help="Newest events kept of a user.")] = None,
+    most_days: Annotated[float | None, typer.Option(min=0.001, help="Age up to which events are kept, days.")] = None,
+    rewrite: Annotated[
+        bool,
+        typer.Option("--rewrite", help="Also write the files anew: no byte of what was deleted stays on the disk."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Drop old events, and changes that every consumer has seen."""
+    from sostenuto.serving.stores.opening import open_store
+    from sostenuto.serving.stores.store import CompactionPolicy
+
+    age = None if most_days is None else int(most_days * DAY_MS)
+    policy = CompactionPolicy(most_events=most_events, most_age_ms=age)
+    with open_store(store) as opened:
+        done = opened.compact(policy, now_ms=time.time_ns() // 1_000_000)
+        if rewrite:
+            opened.rewrite()
+    told = dataclasses.asdict(done) | {"rewritten": rewrite}
+    if as_json:
+        print_json(told)
+    else:
+        print_table("Compacted", tuple(told), [tuple(told.values())], numbers=("users", "events", "changes"))
+
+
+@app.command()
+def backup(
+    store: StoreArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder of the backup.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a store into a new folder, while it is in use. Encoded states are left out."""
+    from sostenuto.serving.stores.moving import backup as write_backup
+    from sostenuto.serving.stores.opening import open_store
+
+    with open_store(store) as opened:
+        describe("Backup", write_backup(opened, folder), as_json=as_json)
+
+
+@app.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the backup.")],
+    store: StoreArgument,
+    deletions: Annotated[
+        list[str] | None,
+        typer.Option(help="Store or later backup that knows who was deleted since; may be given several times."),
+    ] = None,
+    no_deletions: Annotated[
+        bool, typer.Option("--no-deletions", help="Nothing is left that knows: users deleted since come back.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fill a new store from a backup, without those who were deleted since it was made."""
+    from sostenuto.schema.errors import SpecError
+    from sostenuto.serving.stores.moving import Backup, fill
+    from sostenuto.serving.stores.opening import open_store
+
+    if bool(deletions) == no_deletions:
+        raise SpecError(
+            "who was deleted since the backup must not come back, which needs --deletions STORE_OR_BACKUP; "
+            "say --no-deletions, and nothing else, where none is left"
+        )
+    source = Backup(folder)
+    opened: list[Store] = []
+    known: list[Contents] = []
+    try:
+        for each in deletions or ():
+            if (Path(each) / "backup.json").is_file():
+                known.append(Backup(each))
+            else:
+                opened.append(open_store(each))
+                known.append(opened[-1])
+        with open_store(store, source.summary().layout) as target:
+            moved = fill(target, source, deletions_of=known)
+    finally:
+        for other in opened:
+            other.close()
+    describe("Restored", moved, as_json=as_json)
+
+
+@app.command()
+def migrate(
+    source: StoreArgument,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="New store: a folder or a URL, as STORE.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a store into a new one, of either kind. Encoded states are left out; events that come later are not copied."""
+    from sostenuto.serving.stores.moving import fill
+    from sostenuto.serving.stores.opening import open_store
+
+    with open_store(source) as old, open_store(target, old.layout) as new:
+        moved = fill(new, old)
+        if old.last_sequence() != moved.last_sequence:
+            note("the source took events meanwhile, which the target lacks: end its servers and migrate again")
+    describe("Migrated", moved, as_json=as_json)
+
+
+def describe(title: str, moved: Moved, *, as_json: bool) -> None:
+    """Print what was written."""
+    told: dict[str, Any] = dataclasses.asdict(moved)
+    if as_json:
+        print_json(told)
+    else:
+        print_table(title, tuple(told), [tuple(told.values())], numbers=tuple(told))
+
+
+__all__ = ["app", "backup", "compact", "describe", "migrate", "restore", "stats", "verify"]
