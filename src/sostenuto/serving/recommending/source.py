@@ -39,7 +39,7 @@ class Proposal:
     @classmethod
     def best(cls, item: Array, score: Array, budget: int) -> Proposal:
         """Keep the best of (N,) items; equal scores stand by item index, which follows training frequency."""
-        if budget < len(item):  # order only what can be among the best
+        if 0 < budget < len(item):  # order only what can be among the best
             least = np.partition(score, len(score) - budget)[len(score) - budget]
             kept = score >= least
             item, score = item[kept], score[kept]
