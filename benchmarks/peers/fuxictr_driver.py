@@ -1,4 +1,4 @@
-"""FuxiCTR on the generated data: its LongCTR loader, its DIN and SDIM, its training loop. Runs in a venv of its own.
+"""FuxiCTR on the generated data: its LongCTR loader, models and training loop. Runs in a venv of its own.
 
     fuxictr-venv/bin/python benchmarks/peers/fuxictr_driver.py convert DATA
     fuxictr-venv/bin/python benchmarks/peers/fuxictr_driver.py train DATA --model din
@@ -25,7 +25,9 @@ from measuring import Window, auc, flat_set, logloss, peak_mb, print_result, tim
 from settings import (
     ATTENTION_UNITS,
     EMBEDDING,
+    EXACT_DIM,
     GRADIENT_NORM,
+    KEPT,
     SHORT,
     TOWER_UNITS,
     Given,
@@ -33,6 +35,7 @@ from settings import (
 )
 
 LOADER = "model_zoo.LongCTR.longctr_dataloader"
+NAMES = {"din": "DIN", "sdim": "SDIM", "sim_soft": "SIM", "eta": "ETA", "twin": "TWIN", "dien": "DIEN"}
 SETS = [("train", "single"), ("train", "shared"), ("test", "single"), ("test", "shared")]
 
 
@@ -103,6 +106,8 @@ def loader(given: Given, described: Any, split: str, *, shuffle: bool) -> Any:
         shuffle=shuffle,
         num_workers=0,
         max_len=manifest_of(given.data)["length"],
+        # DIEN packs the first `length` places of a row: with zeros in front it would read these, and not the newest
+        padding="post" if given.model == "dien" else "pre",
     )
 
 
@@ -121,13 +126,20 @@ def build(given: Given, described: Any) -> Any:
         "model_root": tempfile.gettempdir(),
         "verbose": 0,
     }
-    name = given.model.upper()
+    name = NAMES[given.model]
     model_class = getattr(importlib.import_module(f"model_zoo.LongCTR.{name}.{name}"), name)
     if name == "DIN":
         units = {"attention_hidden_units": [ATTENTION_UNITS], "attention_hidden_activations": "ReLU"}
         return model_class(described, **common, **units, din_use_softmax=False)
-    hashes = {"num_hashes": given.signatures, "hash_bits": given.hash_bits}
-    return model_class(described, **common, **hashes, l2_norm=True, short_seq_len=SHORT)
+    if name == "DIEN":
+        units = {"attention_hidden_units": [ATTENTION_UNITS], "attention_activation": "ReLU"}
+        return model_class(described, **common, **units, attention_type="din_attention", batch_norm=False)
+    common |= {"attention_dim": EXACT_DIM, "short_seq_len": SHORT}
+    if name == "SDIM":
+        hashes = {"num_hashes": given.signatures, "hash_bits": given.hash_bits}
+        return model_class(described, **common, **hashes, l2_norm=True)
+    bits = {"hash_bits": given.eta_bits} if name == "ETA" else {}
+    return model_class(described, **common, **bits, topk=KEPT)
 
 
 def train_epoch(model: Any, batches: Any) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from settings import BATCH
+from settings import BATCH, MODELS
 
 OURS, PLAIN = "Sostenuto", "Sostenuto, torch only"
 QUALITY_RATE = 5e-3  # learning rate: 160,000 samples are few steps
@@ -28,7 +28,7 @@ class System:
 
 
 PEERS: dict[str, dict[str, Any]] = {
-    "fuxictr": {"title": "FuxiCTR", "driver": "fuxictr_driver.py", "models": ("din", "sdim")},
+    "fuxictr": {"title": "FuxiCTR", "driver": "fuxictr_driver.py", "models": MODELS},
     "deepctr": {"title": "DeepCTR-Torch", "driver": "deepctr_driver.py"},
     "rechub": {"title": "torch-rechub", "driver": "rechub_driver.py"},
     "recbole": {"title": "RecBole", "driver": "recbole_driver.py"},
@@ -67,7 +67,7 @@ def cells(given: argparse.Namespace) -> Iterator[Cell]:
 
 
 def systems_of(given: argparse.Namespace) -> list[System]:
-    both: dict[str, Any] = {"driver": "sostenuto_driver.py", "python": sys.executable, "models": ("din", "sdim")}
+    both: dict[str, Any] = {"driver": "sostenuto_driver.py", "python": sys.executable, "models": MODELS}
     found = [System(title=OURS, **both)]
     if given.plain:
         found.append(System(title=PLAIN, more=("--backend", "plain"), **both))

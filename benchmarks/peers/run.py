@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from plan import PEERS, QUALITY_RATE, Cell, System, cells, systems_of
+from settings import MODELS
 from synthetic import make, sizes_of
 from tables import MEASURES, Result, Rounds, headline, report
 
@@ -117,7 +118,7 @@ class Bench:
         names = ["threads", "users", "train", "limit_s", "memory_gb"]
         names += [] if cell.task == "quality" else ["seconds"]
         names += ["steps"] if cell.task == "train" else []
-        names += ["signatures"] if cell.model == "sdim" else []
+        names += {"sdim": ["signatures"], "eta": ["eta_bits"]}.get(cell.model, [])
         return {name: getattr(given, name) for name in names}
 
     def data(self, cell: Cell) -> Path:
@@ -139,7 +140,7 @@ class Bench:
         arguments = [cell.task, str(self.data(cell)), "--model", cell.model, "--shape", cell.shape]
         arguments += ["--threads", str(given.threads), "--seed", str(number), "--batch", str(cell.batch)]
         arguments += ["--seconds", str(given.seconds), "--steps", str(given.steps)]
-        arguments += ["--signatures", str(given.signatures)]
+        arguments += ["--signatures", str(given.signatures), "--eta-bits", str(given.eta_bits)]
         arguments += ["--candidates", str(cell.candidates)] if cell.candidates else []
         arguments += ["--learning-rate", str(given.quality_rate)] if cell.task == "quality" else []
         return run(system, arguments, given=given)
@@ -195,13 +196,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of generated data, kept")
     parser.add_argument("--out", type=Path, required=True, help="folder of runs.jsonl, results.json and table.md")
     parser.add_argument("--tasks", nargs="+", choices=list(MEASURES), default=["train"])
-    parser.add_argument("--models", nargs="+", choices=["din", "sdim"], default=["din", "sdim"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["din", "sdim"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[50, 200, 1_000, 5_000])
     parser.add_argument("--shapes", nargs="+", choices=["single", "shared"], default=["single", "shared"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quality-rate", type=float, default=QUALITY_RATE, help="learning rate of `quality`")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--signatures", type=int, default=48, help="of SDIM, 3 bits each")
+    parser.add_argument("--eta-bits", type=int, default=64, help="of ETA's signature; FuxiCTR's default is 32")
     parser.add_argument("--candidates", nargs="+", type=int, default=[500], help="of the one user that is scored")
     parser.add_argument("--seconds", type=float, default=10.0, help="measured seconds of a run at least")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of a run at least")

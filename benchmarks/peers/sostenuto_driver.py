@@ -7,7 +7,7 @@ candidates of one user, once with the state encoded in the call and once with th
 output is JSON. Batches are collated in the same thread, as the peer does with num_workers=0.
 
 What the peer's model does not have is switched off where the configuration can: match features, bins, fixed vectors,
-wide path, gap values, decayed buckets, dropout, decay. The README says what is left.
+wide path, gap values, decayed buckets, auxiliary loss of DIEN, dropout, decay. The README says what is left.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ from settings import (
     ATTENTION_UNITS,
     EMBEDDING,
     EMBEDDING_STD,
+    EXACT_DIM,
     GRADIENT_NORM,
+    KEPT,
     ROW_RATE,
+    SEARCHED,
     SHORT,
     TOWER_UNITS,
     Given,
     parse,
 )
 
+WORD = 64  # bits; ETA fills whole words, and fewer cost as much
 HOUR_MS = 3_600_000  # between two behaviours; the data have no times, the model asks for some
 
 
@@ -107,6 +111,39 @@ class Slices:
         )
 
 
+def sizes(given: Given) -> dict[str, Any]:
+    """Return what the configuration of the model is given."""
+    wanted: dict[str, Any] = {
+        "item_dim": EMBEDDING,
+        "category_dim": EMBEDDING,
+        "vector_dim": 0,
+        "key_vector_dim": 0,
+        "attention_units": (ATTENTION_UNITS,),
+        "attention_activation": "relu",
+        "tower_units": TOWER_UNITS,
+        "tower_activation": "relu",
+        "dropout": 0.0,
+        "wide": False,
+        "bins": 0,
+        "table_std": EMBEDDING_STD,
+        "gaps": False,
+        "products": False,
+    }
+    if given.model == "dien":
+        return wanted | {"units": 2 * EMBEDDING, "auxiliary_weight": 0.0}
+    wanted["normalise"] = "none"
+    if given.model == "din":
+        return wanted
+    wanted["short_recent"] = SHORT
+    if given.model == "sdim":
+        hashes = {"num_hashes": given.signatures * given.hash_bits, "hash_bits": given.hash_bits}
+        return wanted | hashes | {"half_life_days": ()}
+    wanted |= {"kept": KEPT, "heads": 1, "head_dim": EXACT_DIM}
+    if given.model == "sim_soft":
+        return wanted | {"search_dim": EXACT_DIM, "search_units": TOWER_UNITS}
+    return wanted | ({"hash_bits": WORD * -(-given.eta_bits // WORD)} if given.model == "eta" else {})
+
+
 def build(given: Given) -> Any:
     """Return the model with the sizes of `settings.py`, all else off."""
     from sostenuto.models import table
@@ -118,31 +155,7 @@ def build(given: Given) -> Any:
         num_item_rows=manifest["item_rows"],
         categories=(Field(name="category", kind="categorical", size=manifest["category_rows"]),),
     )
-    wanted = {
-        "item_dim": EMBEDDING,
-        "category_dim": EMBEDDING,
-        "vector_dim": 0,
-        "key_vector_dim": 0,
-        "attention_units": (ATTENTION_UNITS,),
-        "attention_activation": "relu",
-        "normalise": "none",
-        "tower_units": TOWER_UNITS,
-        "tower_activation": "relu",
-        "dropout": 0.0,
-        "wide": False,
-        "bins": 0,
-        "table_std": EMBEDDING_STD,
-        "gaps": False,
-        "products": False,
-    }
-    if given.model == "sdim":
-        wanted |= {
-            "num_hashes": given.signatures * given.hash_bits,
-            "hash_bits": given.hash_bits,
-            "half_life_days": (),
-            "short_recent": SHORT,
-        }
-    config = table.config_class(given.model)(**wanted)
+    config = table.config_class(given.model)(**sizes(given))
     return table.build(given.model, config, features, seed=given.seed)
 
 
@@ -251,7 +264,8 @@ def main() -> None:
     found = library()
     numbers["native"] = None if found is None else found.processor
     versions = {name: importlib.metadata.version(name) for name in ("sostenuto", "torch", "numpy")}
-    print_result(numbers, system="Sostenuto", versions=versions, tower_in=model.tower.layers[0].in_features)
+    tower = (model.two_stage if given.model in SEARCHED else model).tower
+    print_result(numbers, system="Sostenuto", versions=versions, tower_in=tower.layers[0].in_features)
 
 
 if __name__ == "__main__":

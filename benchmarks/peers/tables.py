@@ -157,7 +157,7 @@ def report(given: argparse.Namespace, results: list[tuple[Cell, Rounds]]) -> str
         if versions:
             parts.append(f"{title}: " + ", ".join(f"{name} {at}" for name, at in versions.items()))
     heads = {
-        "train": f"Training; SDIM with {given.signatures} signatures of 3 bits",
+        "train": f"Training; SDIM with {given.signatures} signatures of 3 bits, ETA with {given.eta_bits} bits",
         "score": "Scoring candidates of one user",
         "quality": f"Quality after one epoch of {given.train:,} samples, learning rate {given.quality_rate}",
     }

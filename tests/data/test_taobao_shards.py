@@ -101,6 +101,7 @@ def there_and_back(folder: Path, train: pl.DataFrame, test: pl.DataFrame, vector
     test.write_parquet(folder / "given" / "test-shard-0.parquet")
     vectors.write_parquet(folder / "given" / "scl_embedding_int8_p90.parquet")
     data = prepare(open_source("taobao-mm", folder / "cache", folder=folder / "given"), folder / "prepared")
+    assert {field.name for field in data.features.item_fields} == {"213", "214"}  # codes come as content alone
     found, known, strangers = given_vectors(data, folder / "given" / "scl_embedding_int8_p90.parquet")
     assert not strangers
     build_vectors(data, "image_text", found, known, encoder="given", settings={}, dtype="int8")

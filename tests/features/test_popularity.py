@@ -68,6 +68,9 @@ def test_events_that_come_in_parts_count_as_events_at_once(parts: list[list[tupl
     whole = GrowingEventTimes().joined(*(np.array([e[k] for e in events], np.int64) for k in range(2)))
     asked, moment = (grid.ravel() for grid in np.meshgrid(np.arange(-1, 7), np.arange(-4, 11)))
     assert grown.count(asked, moment, moment - 3).tolist() == whole.count(asked, moment, moment - 3).tolist()
+    compacted = grown.compacted()
+    assert len(compacted.levels) <= 1
+    assert compacted.count(asked, moment, moment - 3).tolist() == whole.count(asked, moment, moment - 3).tolist()
     sizes = [len(level) for level in grown.levels]
     assert all(small < big / 2 for big, small in itertools.pairwise(sizes))
 

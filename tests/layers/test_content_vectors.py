@@ -1,7 +1,10 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from sostenuto.layers import content_vectors
 from sostenuto.layers.content_vectors import ContentVectors
 from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import RunError, SpecError
@@ -50,3 +53,43 @@ def test_asking_before_content_came_says_what_to_do():
 def test_content_of_another_shape_is_refused(num, width):
     with pytest.raises(SpecError, match=r"must have the shape \(6, 3\)"):
         ContentVectors(FIELD, 6).set_content(invented(num, width))
+
+
+@pytest.mark.parametrize("codes", [True, False])
+def test_inverse_lengths_are_those_of_the_stored_rows(codes, monkeypatch):
+    monkeypatch.setattr(content_vectors, "ROWS_AT_ONCE", 4)
+    layer, content = ContentVectors(FIELD, 6), invented(codes=codes)
+    content.vectors[3] = 0
+    layer.set_content(content)
+    item = torch.tensor([5, 3, 0, 5, 1])
+    wanted = [0.0 if i in (0, 1, 3) else 1.0 / content.vectors[i].float().norm() for i in item.tolist()]
+    torch.testing.assert_close(layer.inverse_length(item), torch.tensor(wanted, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_lengths_are_taken_once_per_content_and_follow_it(monkeypatch):
+    layer, taken = ContentVectors(FIELD, 6), []
+    real = torch.Tensor.norm
+    monkeypatch.setattr(torch.Tensor, "norm", lambda rows, *a, **k: taken.append(len(rows)) or real(rows, *a, **k))
+    for content in (invented(codes=True), invented()):
+        layer.set_content(content)
+        assert not taken  # nobody asked
+        for item in ([2, 3], [5], []):
+            layer.inverse_length(torch.tensor(item, dtype=torch.int64))
+        assert taken == [6]
+        taken.clear()
+        assert float(layer.inverse_length(torch.tensor([4]))) == pytest.approx(
+            1.0 / float(real(content.vectors[4].float())), rel=1e-6
+        )
+    assert layer.state_dict() == {}
+
+
+def test_lengths_move_with_the_layer_and_a_copy_has_its_own():
+    layer = ContentVectors(FIELD, 6)
+    layer.set_content(invented(codes=True))
+    layer.inverse_length(torch.tensor([2]))
+    other = copy.deepcopy(layer)
+    other.set_content(invented())
+    assert not torch.equal(other.inverse_length(torch.arange(6)), layer.inverse_length(torch.arange(6)))
+    before = layer.inverse_length(torch.arange(6))
+    assert torch.equal(layer.to(torch.float32).inverse_length(torch.arange(6)), before)  # no digit is lost
+    assert layer.to("meta").inverse.device.type == "meta"

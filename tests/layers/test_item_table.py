@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.contract.batches import PREPARED, invented_content, make_batch, view_of
 
 from sostenuto.layers import item_table
-from sostenuto.layers.embedding import TimedVectors
+from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
+from sostenuto.layers.item_table import ItemTable
 from sostenuto.models.saved import load_ranker, save_ranker
 from sostenuto.models.table import MODELS, build, config_class
 from sostenuto.schema.histories import Catalogue
@@ -18,6 +19,7 @@ from sostenuto.schema.ranker import ItemKeeper
 
 SPEC = view_of(PREPARED, match=True)
 KEEPERS = ("din", "dien", "sdim", "dare", "muse", "em3")
+BY_TWO_STAGE = ("sim_hard", "sim_soft", "eta", "twin")  # held by tests/models/searching.py
 every = pytest.mark.parametrize("name", KEEPERS)
 
 
@@ -31,11 +33,22 @@ def made(name, **changes):
     with torch.no_grad():
         for parameter in ranker.parameters():
             parameter.normal_(0.0, 0.3, generator=generator)
-        width = ranker.histories.items.vectors.shape[1]
+        width = items_of(ranker).vectors.shape[1]
         draw = torch.randn(3, SPEC.num_vector_items, width, generator=generator)
         times = torch.tensor([0, 1_490_000_000_000])
-        ranker.histories.items.set_vectors(TimedVectors(last=draw[0], past=draw[1:], starts_ms=times))
+        items_of(ranker).set_vectors(TimedVectors(last=draw[0], past=draw[1:], starts_ms=times))
     return ranker.eval()
+
+
+def items_of(ranker):
+    """Return the embedding that makes item vectors, the only one with fixed vectors."""
+    (found,) = (part for part in ranker.modules() if isinstance(part, ItemEmbedding) and part.vector_dim)
+    return found
+
+
+def table_of(ranker):
+    """Return the table of item vectors, the first where there are several."""
+    return next(part for part in ranker.modules() if isinstance(part, ItemTable))
 
 
 def handed(name, ranker):
@@ -62,13 +75,14 @@ def logits(ranker, batch):
 
 def looks_up(ranker, batch):
     with torch.no_grad():
-        return ranker.kept.rows(batch.candidates) is not None
+        return table_of(ranker).rows(batch.candidates) is not None
 
 
 def test_the_rankers_with_item_work_say_so():
-    keepers = [name for name, entry in MODELS.items() if entry.kind == "neural" and hasattr(made_or_none(name), "kept")]
-    assert keepers == list(KEEPERS)
-    assert all(isinstance(made(name), ItemKeeper) for name in KEEPERS)
+    rankers = {name: made_or_none(name) for name, entry in MODELS.items() if entry.kind == "neural"}
+    keepers = {name for name, ranker in rankers.items() if any(isinstance(m, ItemTable) for m in ranker.modules())}
+    assert keepers == {*KEEPERS, *BY_TWO_STAGE}
+    assert keepers == {name for name, ranker in rankers.items() if isinstance(ranker, ItemKeeper)}
 
 
 def made_or_none(name):
@@ -81,7 +95,7 @@ def made_or_none(name):
 def test_scores_are_the_same_bit_for_bit(name, seed):
     ranker, (about, batch) = made(name), catalogue_and_batch(seed)
     plain = logits(ranker, batch)
-    assert ranker.keep_items(about) >= ranker.kept.num_bytes > 0
+    assert ranker.keep_items(about) >= table_of(ranker).num_bytes > 0
     assert looks_up(ranker, batch)
     assert torch.equal(logits(ranker, batch), plain)
 
@@ -105,7 +119,7 @@ def test_what_the_catalogue_does_not_cover_is_computed(name):
         "field": (about, with_field(batch, "shape", batch.candidates.fields["shape"] + 1.0)),
     }
     for which, asked in changed.values():
-        ranker.kept.empty()
+        table_of(ranker).empty()
         plain = logits(ranker, asked)
         ranker.keep_items(which)
         assert not looks_up(ranker, asked)
@@ -140,13 +154,13 @@ def test_nothing_is_looked_up_where_a_gradient_is_wanted(name):
     ranker(batch.histories, batch.candidates, batch.context).logits.sum().backward()
     plain = made(name)
     plain(batch.histories, batch.candidates, batch.context).logits.sum().backward()
-    table = ranker.histories.items.item.weight.grad.to_dense()
-    assert torch.equal(table, plain.histories.items.item.weight.grad.to_dense())
+    table = items_of(ranker).item.weight.grad.to_dense()
+    assert torch.equal(table, items_of(plain).item.weight.grad.to_dense())
 
 
 def changes_of(ranker):
     """Return what makes a filled table old, by name."""
-    items = ranker.histories.items
+    items = items_of(ranker)
 
     def in_place():
         with torch.no_grad():
@@ -177,7 +191,7 @@ def test_whatever_may_change_a_parameter_empties_the_table(name, what):
     assert looks_up(ranker, batch)
     changes_of(ranker)[what]()
     assert not looks_up(ranker, batch)
-    assert ranker.kept.num_bytes == 0
+    assert table_of(ranker).num_bytes == 0
     after = logits(ranker, batch)
     ranker.keep_items(about)
     assert torch.equal(logits(ranker, batch), after)
@@ -197,7 +211,7 @@ def test_the_table_is_not_saved(name, tmp_path):
     assert set(ranker.state_dict()) == before
     save_ranker(tmp_path, name, config_of(name), SPEC, ranker)
     again = handed(name, load_ranker(tmp_path)[0])
-    assert again.kept.num_bytes == 0
+    assert table_of(again).num_bytes == 0
     again.keep_items(about)
     assert torch.equal(logits(again, batch), logits(ranker, batch))
 
@@ -208,7 +222,7 @@ def test_a_copy_watches_its_own_parameters(name):
     ranker.keep_items(about)
     other = copy.deepcopy(ranker)
     with torch.no_grad():
-        other.histories.items.item.weight[2:] += 1.0
+        items_of(other).item.weight[2:] += 1.0
     assert looks_up(ranker, batch)
     assert not looks_up(other, batch)
     assert not torch.equal(logits(other, batch), logits(ranker, batch))

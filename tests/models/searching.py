@@ -37,8 +37,8 @@ def ranker_of(name, seed=0, spec=SPEC, **changes):
     torch.manual_seed(seed)
     ranker = load_class(MODELS[name])(replace(default_config(name), **{**SMALL, **changes}), spec)
     with torch.no_grad():
-        if ranker.two_stage.gap_bias is not None:
-            ranker.two_stage.gap_bias.weight.normal_()
+        if ranker.two_stage.long.bias.gap is not None:
+            ranker.two_stage.long.bias.gap.weight.normal_()
     return ranker.eval()
 
 
@@ -83,9 +83,9 @@ def check_kept_items(ranker, batch):
         fields[field.name] = column.new_zeros(len(item), *column.shape[1:]).index_put((candidates.item,), column)
     made = logits(ranker, batch)
     assert ranker.keep_items(Catalogue(category=category, fields=fields)) > 0
-    assert ranker.two_stage.kept.columns() is None  # gradients are on
+    assert ranker.two_stage.head.kept.columns() is None  # gradients are on
     with torch.no_grad():
-        assert ranker.two_stage.kept.rows(candidates) is not None
+        assert ranker.two_stage.head.kept.rows(candidates) is not None
     torch.testing.assert_close(logits(ranker, batch), made, rtol=1e-5, atol=1e-5)  # products of other shapes
 
 

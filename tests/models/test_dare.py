@@ -72,8 +72,8 @@ def dare(seed=0, spec=SPEC, **changes):
     torch.manual_seed(seed)
     ranker = DARE(DAREConfig(**{**SMALL, **changes}), spec)
     with torch.no_grad():
-        if ranker.gap_bias is not None:
-            ranker.gap_bias.weight.normal_()
+        if ranker.behaviour_bias.gap is not None:
+            ranker.behaviour_bias.gap.weight.normal_()
     return ranker.eval()
 
 
@@ -128,7 +128,7 @@ def test_what_is_kept_of_items_changes_no_score(changes):
     made = logits(ranker, batch)
     assert ranker.keep_items(Catalogue(category=category, fields=fields)) > 0
     with torch.no_grad():
-        assert ranker.kept.rows(candidates) is not None
+        assert ranker.head.kept.rows(candidates) is not None
     torch.testing.assert_close(logits(ranker, batch), made, rtol=1e-5, atol=1e-5)
 
 
@@ -258,6 +258,21 @@ def test_4_the_average_of_products_with_the_target_is_the_product_of_the_average
             weights = (state.index.rows[at] @ columns["asked"][n] + bias[at]).softmax(0)
             expected = (weights[:, None] * (whole[at] * v[n])).sum(0)
             torch.testing.assert_close(v[n] * interest[n], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"search": "category", "kept": 3}, {"projections": True}])
+def test_what_is_said_to_represent_candidates_is_what_the_tower_reads(changes, monkeypatch):
+    ranker, batch, read = dare(**changes), make_batch(SPEC, [(30, 4), (0, 2)], 2), []
+    monkeypatch.setattr(ranker, "_read", lambda v, interest: read.append((interest, v * interest)) or [v, interest])
+    with torch.no_grad():
+        state = ranker.encode(batch.histories)
+        found = ranker.represented(state, batch.candidates, batch.context)
+        monkeypatch.setattr(ranker.head, "forward", lambda *parts: parts[-1][0][:, 0])
+        ranker.score(state, batch.candidates, batch.context)
+    ((interest, product),) = read
+    torch.testing.assert_close(found["interest"], interest, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found["product"], product, rtol=1e-6, atol=1e-6)
+    assert found["interest"][:4].any()
 
 
 def test_the_scores_are_those_of_the_page():

@@ -49,6 +49,10 @@ SMALL |= {"auxiliary_units": (6, 5)}
 FORMS = {"plain": None, **available()}
 
 
+def target_of(ranker, candidates):
+    return ranker.kept.look_up(ranker.histories.items, candidates, None)["target"]
+
+
 def dien(seed=0, spec=SPEC, **changes):
     torch.manual_seed(seed)
     return DIEN(DIENConfig(**{**SMALL, "table_std": 0.5, **changes}), spec).eval()
@@ -153,7 +157,7 @@ def test_attention_is_a_distribution_over_the_real_behaviours(attention, form):
     with torch.no_grad(), using(form):
         state = ranker.encode(batch.histories)
         past, gaps = state.history, request_gaps(state.history, None, batch.context)
-        query = ranker.readout.attention(ranker._target(state, batch.candidates))
+        query = ranker.readout.attention(target_of(ranker, batch.candidates))
         weights = ranker.readout.weights(query, batch.candidates.offsets, past.key, past.offsets, gaps)
     assert weights.shape == (7 * 3 + 4 * 1,)
     assert bool((weights >= 0).all())
@@ -168,7 +172,7 @@ def test_rescaled_attention_is_the_length_times_the_weight_and_at_most_1():
     for ranker in (plain, rescaled):
         with torch.no_grad():
             state = ranker.encode(batch.histories)
-            query = ranker.readout.attention(ranker._target(state, batch.candidates))
+            query = ranker.readout.attention(target_of(ranker, batch.candidates))
             past = state.history
             found.append(ranker.readout.weights(query, batch.candidates.offsets, past.key, past.offsets, None))
     lengths = torch.tensor([7.0] * 21 + [4.0] * 4)
@@ -180,7 +184,7 @@ def test_bilinear_attention_is_the_papers_formula():
     ranker, batch = dien(attention="bilinear", gaps=False), make_batch(SPEC, [(7, 2)], 2)
     with torch.no_grad():
         state = ranker.encode(batch.histories)
-        target = ranker._target(state, batch.candidates)
+        target = target_of(ranker, batch.candidates)
         past = state.history
         query = ranker.readout.attention(target)
         weights = ranker.readout.weights(query, batch.candidates.offsets, past.key, past.offsets, None)

@@ -74,9 +74,9 @@ def test_11_signatures_of_the_item_table_are_those_made_on_the_fly_while_it_is_f
     with torch.no_grad():
         state = ranker.encode(batch.histories)
         kept = ranker.two_stage.of_items(state.past, batch.candidates, ranker._hashed)["code"]
-        assert torch.equal(kept, ranker._hashed(ranker.two_stage.kept.rows(batch.candidates)["target"])["code"])
+        assert torch.equal(kept, ranker._hashed(ranker.two_stage.head.kept.rows(batch.candidates)["target"])["code"])
         ranker.two_stage.items.item.weight.mul_(-1.0)
-        assert ranker.two_stage.kept.rows(batch.candidates) is None  # old rows are not looked up
+        assert ranker.two_stage.head.kept.rows(batch.candidates) is None  # old rows are not looked up
         fresh = ranker.two_stage.of_items(state.past, batch.candidates, ranker._hashed)["code"]
     assert not torch.equal(fresh, kept)
 

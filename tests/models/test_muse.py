@@ -21,6 +21,7 @@ from sostenuto.evaluation.auc import auc
 from sostenuto.evaluation.gauc import gauc
 from sostenuto.evaluation.predictions import load_predictions
 from sostenuto.layers.embedding import Table
+from sostenuto.layers.long_branch import Picked
 from sostenuto.models.muse import MUSE, MUSEConfig, SimTier
 from sostenuto.ops.jagged import row_index
 from sostenuto.ops.selected_attention import Fusion, selected_attention
@@ -61,8 +62,8 @@ def muse(seed=0, spec=SPEC, handed=None, **changes):
     ranker = MUSE(MUSEConfig(**{**SMALL, **changes}), spec)
     ranker.take_content(invented_content(spec) if handed is None else handed)
     with torch.no_grad():
-        if ranker.gap_bias is not None:
-            ranker.gap_bias.weight.normal_()
+        if ranker.long.bias.gap is not None:
+            ranker.long.bias.gap.weight.normal_()
     return ranker.eval()
 
 
@@ -85,11 +86,21 @@ def one_content(rows, **changes):
     return muse(spec=spec, handed={"text": of_vectors(rows)}, **changes)
 
 
+def target_of(ranker, state, batch):
+    return ranker.head.of_items(ranker.items, state.beside, batch.candidates)["target"]
+
+
+def attended(ranker, target, key, cosine, place, offsets):
+    """Return what the long branch makes of behaviours that have neither side terms nor gaps."""
+    picked = Picked(first=place, place=place, key=key, bias=None, gaps=None)
+    return ranker.long(target, picked, offsets, Fusion(cosine, ranker.fusion))
+
+
 def found_by(ranker, batch):
     """Return what stage one takes, and the cosines of it."""
     with torch.no_grad():
         state = ranker.encode(batch.histories)
-        target = ranker._target(state, batch.candidates)
+        target = target_of(ranker, state, batch)
         content, behaviours = ranker.content(batch.candidates.item).unit(), state.content.unit()
         taken = ranker.search(state, batch.candidates, target, content, behaviours)
     return taken, pair_cosines(content, behaviours, row_index(taken.offsets), taken.positions)
@@ -120,7 +131,7 @@ def test_what_is_kept_of_items_changes_no_score():
     made = logits(ranker, batch)
     assert ranker.keep_items(Catalogue(category=category, fields=fields)) > 0
     with torch.no_grad():
-        assert ranker.kept.rows(candidates) is not None
+        assert ranker.head.kept.rows(candidates) is not None
     torch.testing.assert_close(logits(ranker, batch), made, rtol=1e-5, atol=1e-5)
 
 
@@ -269,15 +280,15 @@ def test_4_by_cosines_alone_the_id_tables_weigh_nothing():
         ranker.fusion.copy_(torch.tensor([[0.0], [1.0], [0.0]]))
     state = ranker.encode(batch.histories)
     taken, cosine = found_by(ranker, batch)
-    target = ranker._target(state, batch.candidates)
+    target = target_of(ranker, state, batch)
     key = state.history.key
-    read = ranker.attend(target, key, None, None, cosine, taken.positions, taken.offsets)
+    read = attended(ranker, target, key, cosine, taken.positions, taken.offsets)
     for n, (a, b) in enumerate(itertools.pairwise(taken.offsets.tolist())):
         expected = cosine[a:b].softmax(0) @ key[taken.positions[a:b]]
         torch.testing.assert_close(read[n, 0], expected, rtol=1e-5, atol=1e-6)
     read.square().sum().backward()
-    assert not ranker.exact.query.weight.grad.any()
-    assert not ranker.exact.key.weight.grad.any()
+    assert not ranker.long.exact.query.weight.grad.any()
+    assert not ranker.long.exact.key.weight.grad.any()
 
 
 def test_a_bias_comes_after_the_fusion_where_a_negative_cosine_cannot_turn_it():
@@ -302,10 +313,8 @@ def test_5_content_is_bit_identical_after_training_and_only_what_was_found_teach
     taken, cosine = found_by(ranker, batch)
     state = ranker.encode(batch.histories)
     key = state.history.key.detach().requires_grad_()
-    target = ranker._target(state, batch.candidates)
-    ranker.attend(
-        target, key[taken.positions], None, None, cosine, torch.arange(2), taken.offsets
-    ).square().sum().backward()
+    target = target_of(ranker, state, batch)
+    attended(ranker, target, key[taken.positions], cosine, torch.arange(2), taken.offsets).square().sum().backward()
     assert key.grad.any(1).nonzero().squeeze(1).tolist() == sorted(taken.positions.tolist())
     optimiser = torch.optim.SGD(ranker.parameters(), lr=0.1)
     for _ in range(3):

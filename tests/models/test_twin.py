@@ -49,7 +49,7 @@ def searches(ranker, state, batch):
     columns = ranker.two_stage.of_items(state.past, batch.candidates, ranker._asked)
     query = columns["asked"].view(-1, ranker.config.heads, ranker.config.head_dim)
     for head, index in enumerate(ranker.searched(state, batch.context)):
-        asked = torch.cat([query[:, head], query.new_ones(len(query), 1)], 1)
+        asked = ranker.asked(query[:, head], index)
         yield query, head, asked, index, ranker.selector.select(asked, batch.candidates.offsets, index)
 
 
@@ -59,7 +59,7 @@ def test_12_the_search_scores_are_the_logits_of_the_exact_attention(gaps):
     with torch.no_grad():
         state = ranker.encode(batch.histories)
         for query, head, asked, index, chosen in searches(ranker, state, batch):
-            picked = ranker.two_stage.picked(state.past.history, batch.context, chosen)
+            picked = ranker.two_stage.long.picked(state.past.history, batch.context, chosen.taken)
             candidate = row_index(chosen.taken.offsets)
             key = state.index.rows.view(-1, 2, 4)[picked.first[picked.place], head]
             exact = (query[candidate, head] * key).sum(1) + picked.bias[picked.place, head]
@@ -77,7 +77,7 @@ def test_12_cached_projections_are_those_made_in_line():
     ranker, batch = ranker_of("twin"), make_batch(SPEC, [(9, 2), (4, 2)], 2)
     with torch.no_grad():
         state = ranker.encode(batch.histories)
-        exact = ranker.two_stage.exact
+        exact = ranker.two_stage.long.exact
         torch.testing.assert_close(state.index.rows, exact.keys(state.past.history.key).flatten(1))
         target = ranker.two_stage.of_items(state.past, batch.candidates)["target"]
         in_line = torch.einsum("nhk,mk->nhm", exact.folded(target), state.past.history.key)
@@ -106,8 +106,8 @@ def test_the_search_reads_what_only_a_behaviour_has():
     ranker, batch = ranker_of("twin", kept=1, heads=1), make_batch(SPEC, [(30, 3)], 2)
     with torch.no_grad():
         found = [next(searches(ranker, ranker.encode(batch.histories), batch))[4]]
-        ranker.two_stage.side_bias.weight.mul_(-50.0)
-        ranker.two_stage.gap_bias.weight.mul_(-50.0)
+        ranker.two_stage.long.bias.side.weight.mul_(-50.0)
+        ranker.two_stage.long.bias.gap.weight.mul_(-50.0)
         found.append(next(searches(ranker, ranker.encode(batch.histories), batch))[4])
     assert found[0].taken.positions.tolist() != found[1].taken.positions.tolist()
 

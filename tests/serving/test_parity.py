@@ -18,7 +18,7 @@ from sostenuto.schema.events import Event
 from sostenuto.serving.bundle import open_bundle
 from sostenuto.serving.deployed import Deployed
 from sostenuto.serving.exporting import export_bundle
-from sostenuto.serving.parity import TOLERANCE, Question, replay
+from sostenuto.serving.parity import TOLERANCE, Offline, Question, replay
 from sostenuto.serving.stores.layout import RecordLayout
 from sostenuto.serving.stores.lmdb_store import LmdbStore
 from sostenuto.serving.warming import warm_up
@@ -33,7 +33,7 @@ class InProcess:
         self.deployed, self.encoding = deployed, encoding
         self.origins: list[str] = []
 
-    def score(self, question: Question) -> Sequence[float]:
+    def score(self, question: Question, model: str) -> Sequence[float]:
         self.deployed.follow()
         found = self.deployed.scorer.scores(question)
         self.origins.append(found.origin)
@@ -70,10 +70,8 @@ def played(
             deployed.encoder.warm_up(store.users())
         service = InProcess(deployed, encoding=encoding)
         users = range(2, len(data.vocabulary("user")))
-        log = replay(
-            Collator(data, view), trained.ranker, service, from_ms=from_ms, users=users, events_at_once=events_at_once
-        )
-        scored = list(log)
+        offline = {name: Offline(collator=Collator(data, view), ranker=trained.ranker)}
+        scored = list(replay(data, offline, service, from_ms=from_ms, users=users, events_at_once=events_at_once))
     return scored, service.origins
 
 

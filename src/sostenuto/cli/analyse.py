@@ -1,4 +1,4 @@
-"""`sostenuto analyse`: what two jobs ask of one table, and whether a search finds what matters."""
+"""`sostenuto analyse`: what two jobs ask of one table, whether a search finds what matters, what it is made into."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look inside
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of dare or one of its variants.")]
 OutOption = Annotated[Path | None, typer.Option(help="Folder for numbers and pictures. Default: RUN/analysis.")]
 DataOption = Annotated[Path | None, typer.Option(help="Prepared folder. Default: the one of the run.")]
+
+SplitOption = Annotated[str, typer.Option(help="valid or test.")]
 
 
 @app.command("gradients")
@@ -51,7 +53,7 @@ def gradients(
 @app.command("retrieval")
 def retrieval(
     run: RunArgument,
-    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    split: SplitOption = "test",
     positions: Annotated[int, typer.Option(min=1, help="Newest behaviours that count.")] = 50,
     k: Annotated[int, typer.Option(min=1, help="Of NDCG@k.")] = 10,
     requests: Annotated[int, typer.Option(min=1, help="Requests, drawn.")] = 500,
@@ -62,11 +64,9 @@ def retrieval(
     """Rank behaviours by the model's scores, and compare with what their category and place say of labels."""
     from sostenuto.evaluation.information import retrieval_quality
     from sostenuto.reports.analysis import retrieval_pictures
-    from sostenuto.schema.errors import SpecError
     from sostenuto.training.run import open_run
 
-    if split not in ("valid", "test"):
-        raise SpecError(f"--split must be valid or test, got {split!r}; information is counted on training requests")
+    _check_split(split)
     opened = open_run(run, data)
     found = retrieval_quality(opened.ranker, opened.collator, split=split, positions=positions, k=k, requests=requests)
     folder = _write(out or run / "analysis", "retrieval", found, retrieval_pictures(found))
@@ -76,6 +76,44 @@ def retrieval(
     title = f"NDCG@{k} of behaviours, {found['candidates']:,} candidates, {found['categories']} categories"
     print_table(title, ("order", "ndcg"), [(name, value) for name, value in found["ndcg"].items()], numbers=("ndcg",))
     print_lines(f"Written to {folder}")
+
+
+@app.command("discriminability")
+def discriminability(
+    run: RunArgument,
+    split: SplitOption = "test",
+    requests: Annotated[int, typer.Option(min=1, help="Requests, drawn.")] = 2_000,
+    clusters: Annotated[
+        list[int] | None, typer.Option(min=2, help="Number of clusters; may be repeated. Default: 2 to 1,000.")
+    ] = None,
+    out: OutOption = None,
+    data: DataOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Cluster what the model makes of candidates, and count what the cluster says of the label."""
+    from sostenuto.evaluation.discriminability import discriminability as measured
+    from sostenuto.reports.analysis import discriminability_pictures
+    from sostenuto.training.run import open_run
+
+    _check_split(split)
+    opened = open_run(run, data)
+    found = measured(opened.ranker, opened.collator, split=split, requests=requests, clusters=clusters or ())
+    folder = _write(out or run / "analysis", "discriminability", found, discriminability_pictures(found))
+    if as_json:
+        print_json(found)
+        return
+    columns = [f"{name}_{what}" for name in ("interest", "product") for what in ("bits", "chance", "corrected")]
+    rows = [(f"{point['clusters']:,}", *(f"{point[column]:.4f}" for column in columns)) for point in found["points"]]
+    title = f"Bits of {found['entropy']:.4f} that clusters say of the label, {found['candidates']:,} candidates"
+    print_table(title, ("clusters", *columns), rows, numbers=("clusters", *columns))
+    print_lines(f"Written to {folder}")
+
+
+def _check_split(split: str) -> None:
+    from sostenuto.schema.errors import SpecError
+
+    if split not in ("valid", "test"):
+        raise SpecError(f"--split must be valid or test, got {split!r}; the ranker has learnt training requests")
 
 
 def _finite(value: Any) -> Any:
@@ -97,4 +135,4 @@ def _write(folder: Path, name: str, found: Mapping[str, Any], pictures: Mapping[
     return folder
 
 
-__all__ = ["app", "gradients", "retrieval"]
+__all__ = ["app", "discriminability", "gradients", "retrieval"]

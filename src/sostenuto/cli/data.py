@@ -143,6 +143,50 @@ def prepare(
 
 
 @app.command()
+def collect(
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="Store of a service: a folder, redis://..., unix://...")
+    ],
+    served: Annotated[Path, typer.Option(help="Folder of the service's log of served lists.")],
+    out: OutOption,
+    taken: Annotated[
+        list[str] | None, typer.Option(help="Action that takes an item; repeatable. Default: every action.")
+    ] = None,
+    within_hours: Annotated[float, typer.Option(help="From a list to what came of it, hours.")] = 24.0,
+    time_zone: Annotated[str, typer.Option(help="Zone of local hours and weekdays.")] = "UTC",
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(help="position, propensity or logged_score: hand it over as a candidate field. Default: none."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn what a server showed, and what came of it, into a log with a spec.
+
+    `sostenuto data prepare OUT/spec.toml` reads it: true exposures with true labels.
+    """
+    import time
+    from dataclasses import asdict
+
+    from sostenuto.serving.feedback import Collecting, collect
+    from sostenuto.serving.stores.opening import open_store
+
+    settings = Collecting(
+        taken=tuple(taken or ()),
+        within_s=within_hours * 3_600,
+        time_zone=time_zone,
+        candidate_fields=tuple(feature or ()),
+    )
+    with open_store(store) as opened:
+        found = collect(opened, served, out, settings, now_ms=time.time_ns() // 1_000_000)
+    if as_json:
+        print_json(asdict(found))
+        return
+    rows = [(name.replace("_", " "), value) for name, value in asdict(found).items() if name != "spec"]
+    print_table("Collected", ("what", "count"), rows, numbers=("count",))
+    note(f"next: sostenuto data prepare {found.spec} --out DIR")
+
+
+@app.command()
 def show(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Prepared folder.")],
     as_json: JsonOption = False,

@@ -21,6 +21,9 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a comparison: then its best run.")],
     out: Annotated[Path, typer.Option(help="Folder of the bundle; new or empty.")],
     data: Annotated[Path | None, typer.Option(help="Prepared folder. Default: the one of the run.")] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(help="Also write the scoring of one request as this ONNX file, where it has one.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a bundle: the ranker, vocabularies, item table and model card; no users, no behaviours, no code.
@@ -35,6 +38,10 @@ def export(
     if opened.finished is None:
         note(f"the run {opened.folder} is not over; its best weights so far are exported")
     manifest = export_bundle(trained(opened), opened.data, out)
+    if onnx is not None:
+        from sostenuto.serving.score_graph import export_score, save_onnx
+
+        save_onnx(export_score(opened.ranker, opened.collator.features), onnx)
     bundle = open_bundle(out)
     requests = check_scores(opened, bundle)
     size = sum(file.bytes for file in manifest.files.values())
@@ -85,9 +92,10 @@ def metrics_of(run: Run) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     if run.finished is not None:
-        values = {"all": {run.finished.metric: run.finished.best_value, "logloss": run.finished.logloss}}
-        if len(run.finished.by_list) > 1:
-            values |= {name: {"gauc": value} for name, value in run.finished.by_list.items()}
+        done = run.finished
+        values = {"all": {done.metric: done.best_value} | {"gauc": done.gauc, "logloss": done.logloss}}
+        if len(done.by_list) > 1:
+            values |= {name: {"gauc": value} for name, value in done.by_list.items()}
         found["valid"] = {
             name: {metric: {"value": value} for metric, value in measured.items() if value is not None}
             for name, measured in values.items()

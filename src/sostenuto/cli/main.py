@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import sostenuto
-from sostenuto.cli import analyse, bench, compare, content, data, evaluate, export, models, rank, steer, store, train
+from sostenuto.cli import (
+    analyse,
+    bench,
+    compare,
+    content,
+    data,
+    evaluate,
+    export,
+    models,
+    rank,
+    serve,
+    steer,
+    store,
+    train,
+)
 from sostenuto.cli.clean_errors import CleanErrors
 from sostenuto.cli.output import print_lines
 
@@ -48,6 +62,7 @@ app.command("rank")(rank.rank)
 app.command("export")(export.export)
 app.command("steer")(steer.steer)
 app.add_typer(analyse.app, name="analyse")
+app.add_typer(serve.app, name="serve")
 app.add_typer(store.app, name="store")
 app.command("bench")(bench.bench)
 

@@ -158,7 +158,10 @@ def migrate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="New store: a folder or a URL, as STORE.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a store into a new one, of either kind. Encoded states are left out; events that come later are not copied."""
+    """Copy a store into a new one, of either kind.
+
+    Encoded states are left out. Events that come meanwhile are not copied: end the source's servers first.
+    """
     from sostenuto.serving.stores.moving import fill
     from sostenuto.serving.stores.opening import open_store
 

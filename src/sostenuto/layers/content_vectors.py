@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
 from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import RunError, SpecError
 from sostenuto.schema.features import ContentField
+
+ROWS_AT_ONCE = 65_536  # bounds memory while lengths are taken
 
 
 class ContentVectors(nn.Module):
@@ -24,6 +28,7 @@ class ContentVectors(nn.Module):
     vectors: Tensor
     scale: Tensor
     known: Tensor
+    inverse: Tensor
 
     def __init__(self, content: ContentField, num_items: int) -> None:
         super().__init__()
@@ -33,6 +38,7 @@ class ContentVectors(nn.Module):
         self.register_buffer("vectors", torch.zeros(0, self.out_dim, dtype=torch.float16), persistent=False)
         self.register_buffer("scale", torch.zeros(0), persistent=False)
         self.register_buffer("known", torch.zeros(0, dtype=torch.bool), persistent=False)
+        self.register_buffer("inverse", torch.zeros(0, dtype=torch.float64), persistent=False)  # made when asked for
 
     def set_content(self, content: ItemContent) -> None:
         """Take the vectors over; they may lie in a memory-mapped file.
@@ -49,6 +55,7 @@ class ContentVectors(nn.Module):
         self.vectors = content.vectors
         self.scale = torch.zeros(0, device=content.vectors.device) if content.scale is None else content.scale
         self.known = content.known
+        self.inverse = self.inverse.new_zeros(0, device=content.vectors.device)
 
     @torch.no_grad()
     def forward(self, item: Tensor) -> Tensor:
@@ -66,6 +73,25 @@ class ContentVectors(nn.Module):
         """Return (N,) bool: the item has content."""
         self._check()
         return self.known[item]
+
+    @torch.no_grad()
+    def inverse_length(self, item: Tensor) -> Tensor:
+        """Return (N,) float64, 1 / length of the `stored` rows of (N,) items; 0 where an item has no content.
+
+        The lengths of all items are taken together, once per content that is set: that reads the whole table.
+        """
+        self._check()
+        if len(self.inverse) != self.num_items:
+            starts = range(0, self.num_items, ROWS_AT_ONCE)
+            length = torch.cat([self.vectors[at : at + ROWS_AT_ONCE].float().double().norm(dim=1) for at in starts])
+            self.inverse = torch.where(self.known & (length > 0), 1.0 / length.clamp(min=1e-12), 0.0)
+        return self.inverse[item]
+
+    def _apply(self, *given: Any, **named: Any) -> Self:
+        moved: Self = super()._apply(*given, **named)  # type: ignore[no-untyped-call]
+        if self.inverse.dtype != torch.float64:  # another type was asked for: lengths would lose digits
+            self.inverse = torch.zeros(0, dtype=torch.float64, device=self.inverse.device)
+        return moved
 
     def _check(self) -> None:
         if not len(self.known):

@@ -48,8 +48,12 @@ class ExactAttention(nn.Module):
 
         W_k goes to the query, of which there is one, and not to the K behaviours that it meets.
         """
+        return self.fold(self.queries(target))
+
+    def fold(self, query: Tensor) -> Tensor:
+        """Return the same of the (Nc, H, d) `queries`."""
         weight = self.key.weight.view(self.heads, self.head_dim, -1)
-        found: Tensor = torch.einsum("nhd,hdk->nhk", self.queries(target), weight)
+        found: Tensor = torch.einsum("nhd,hdk->nhk", query, weight)
         return found
 
 

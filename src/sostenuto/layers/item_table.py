@@ -4,14 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from sostenuto.layers.embedding import ItemEmbedding
 from sostenuto.schema.histories import Candidates, Catalogue
 
 ITEMS_AT_ONCE = 16_384  # bounds memory while a table is filled
+
+
+class ItemColumns(Protocol):
+    """Makes named (n, width) columns of (n,) items; called as `ItemEmbedding` is."""
+
+    def __call__(
+        self, item: Tensor, category: Tensor, fields: Mapping[str, Tensor], version: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return the columns of (n,) items, (n, K) categories and item fields."""
+        ...
+
+
+def target_columns(items: ItemEmbedding, more: Callable[[Tensor], Mapping[str, Tensor]] | None = None) -> ItemColumns:
+    """Return what makes the column `target`, item vectors, and `more` columns of these."""
+
+    def made(
+        item: Tensor, category: Tensor, fields: Mapping[str, Tensor], version: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        target = items(item, category, fields, version)
+        return {"target": target, **(more(target) if more is not None else {})}
+
+    return made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +90,42 @@ class ItemTable(nn.Module):
         held = tuple(sources)
         self._filled = _Filled(catalogue=catalogue, columns=columns, sources=held, stamp=_stamp(held))
         return self.num_bytes
+
+    def keep(
+        self,
+        items: ItemEmbedding,
+        catalogue: Catalogue,
+        make: ItemColumns | None = None,
+        sources: Iterable[Tensor] = (),
+    ) -> int:
+        """Fill the table with what is made of item vectors; see `schema.ranker.ItemKeeper`.
+
+        Args:
+            items: the embedding that makes them.
+            catalogue: all items, with what `items` reads of them and more.
+            make: gives the columns; by default `target` alone, the vectors.
+            sources: further parameters and buffers that `make` reads.
+        """
+        of_items = make or target_columns(items)
+
+        def made(item: Tensor, about: Catalogue) -> Mapping[str, Tensor]:
+            return of_items(item, about.category, about.fields)
+
+        return self.fill(items.catalogue_of(catalogue), made, [*items.parameters(), *items.buffers(), *sources])
+
+    def look_up(
+        self, items: ItemEmbedding, candidates: Candidates, version: Tensor | None, make: ItemColumns | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return the (N, width) columns of N candidates: those that `keep` has made, or made now.
+
+        Args:
+            items, make: as in `keep`.
+            candidates: N of them.
+            version: (N,) of the fixed vectors, in training.
+        """
+        if (kept := self.rows(candidates)) is not None:
+            return kept
+        return (make or target_columns(items))(candidates.item, candidates.category, candidates.fields, version)
 
     def empty(self) -> None:
         """Forget every row."""
@@ -138,4 +197,4 @@ def _equal(kept: Tensor, given: Tensor) -> bool:
     return torch.equal(kept, given) or torch.equal(kept.nan_to_num(nan=torch.inf), given.nan_to_num(nan=torch.inf))
 
 
-__all__ = ["ItemTable"]
+__all__ = ["ItemColumns", "ItemTable", "target_columns"]

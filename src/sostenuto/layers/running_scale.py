@@ -40,11 +40,12 @@ class RunningScale(nn.Module):
         """Return (N, dim) scaled; in training mode the rows are counted first."""
         if self.training and values.shape[0]:
             self._gather(values)
-        if not values.shape[1] or float(self.count) < 2:
+        if not values.shape[1]:
             return values
         std = (self.square / self.count).sqrt()
-        std = torch.where(std > 1e-6, std, torch.ones_like(std))
-        return ((values - self.mean) / std).to(values.dtype).clamp(-self.limit, self.limit)
+        std = torch.where(std > 1e-6, std, torch.ones_like(std))  # also where nothing was seen: 0 / 0
+        scaled = ((values - self.mean) / std).to(values.dtype).clamp(-self.limit, self.limit)
+        return torch.where(self.count < 2, values, scaled)  # no branch: `torch.export` must not look at the number
 
 
 __all__ = ["RunningScale"]

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sostenuto.layers.checks import check_config
+from sostenuto.layers.embedding import ItemEmbedding
 from sostenuto.layers.tower import Activation
 from sostenuto.ops.target_attention import Normalise
 from sostenuto.schema.errors import SpecError
+from sostenuto.schema.features import FeatureSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SearchConfig:
-    """Sizes and switches of SIM, ETA and TWIN."""
+class TwoStageConfig:
+    """Sizes and switches of every ranker that searches its history."""
 
     kept: int = 50  # K, behaviours that the exact attention sees, whole moments
-    heads: int = 2  # H, of the exact attention
-    head_dim: int = 16  # d, width of a head
-    gain: float = 8.0  # factor of the scores at the start, learned per head. Ours
+    gain: float = 8.0  # factor of the scores at the start, learned. Ours
     item_dim: int = 0  # width of an item's own trained row; 0 leaves it out: rows over-fit within an epoch
     vector_dim: int = 32  # width of fixed item vectors from early co-occurrence; 0 leaves them out. Ours
     key_vector_dim: int = 8  # their leading columns that behaviours and candidates are compared by
@@ -29,7 +29,6 @@ class SearchConfig:
     attention_activation: Literal["relu", "prelu"] = "prelu"
     normalise: Normalise = "softmax"  # of the short branch's weighted sum
     gaps: bool = True  # the time from a behaviour to the request enters both branches, and is summed there. Ours
-    products: bool = True  # tower also reads target x interests, and the sum of the short branch's weights. Ours
     tower_units: tuple[int, ...] = (128, 64)
     tower_activation: Activation = "prelu"
     dropout: float = 0.1  # after each tower layer
@@ -42,7 +41,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         check_config(self)
-        self._check_from_one("kept", "heads", "head_dim")
+        self._check_from_one("kept")
         if not self.gain > 0:
             raise SpecError(f"{type(self).__name__}.gain must be above 0, got {self.gain}; set it so")
 
@@ -54,4 +53,31 @@ class SearchConfig:
                 )
 
 
-__all__ = ["SearchConfig"]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig(TwoStageConfig):
+    """Moreover those of the multi-head attention that SIM, ETA, TWIN and MUSE have behind their search."""
+
+    heads: int = 2  # H, of the exact attention
+    head_dim: int = 16  # d, width of a head
+    products: bool = True  # tower also reads target x interests, and the sum of the short branch's weights. Ours
+
+    def __post_init__(self) -> None:
+        TwoStageConfig.__post_init__(self)
+        self._check_from_one("heads", "head_dim")
+
+
+def item_embedding(config: TwoStageConfig, features: FeatureSpec) -> ItemEmbedding:
+    """Make the embedding that behaviours and candidates share."""
+    return ItemEmbedding(
+        features,
+        item_dim=config.item_dim,
+        category_dim=config.category_dim,
+        field_dim=config.field_dim,
+        std=config.table_std,
+        vector_dim=config.vector_dim,
+        key_vector_dim=config.key_vector_dim,
+        id_dropout=config.id_dropout,
+    )
+
+
+__all__ = ["SearchConfig", "TwoStageConfig", "item_embedding"]

@@ -16,24 +16,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sostenuto.layers.behaviour_bias import BehaviourBias
 from sostenuto.layers.category_first import CategoryFirstSelector
-from sostenuto.layers.checks import check_config
-from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.embedding import ItemEmbedding, Table, TimedVectors
-from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder, request_gaps
-from sostenuto.layers.initialise import xavier_linear, zero_linear
-from sostenuto.layers.item_table import ItemTable
-from sostenuto.layers.request_features import RequestFeatures
+from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
+from sostenuto.layers.initialise import xavier_linear
+from sostenuto.layers.search_config import TwoStageConfig, item_embedding
+from sostenuto.layers.search_head import Beside, SearchHead
 from sostenuto.layers.selector import ProductSelector, SearchIndex, searched_kind
-from sostenuto.layers.target_attention import TargetAttention
-from sostenuto.layers.taste import TasteState
-from sostenuto.layers.tower import Activation, Tower
 from sostenuto.ops.biased_attention import biased_attention
 from sostenuto.ops.moments import moment_places
 from sostenuto.ops.selected_attention import selected_attention
 from sostenuto.ops.table_rows import distinct_values, few_rows, spread_rows
-from sostenuto.ops.target_attention import Normalise
-from sostenuto.ops.time_gaps import NUM_GAP_FEATURES, NUM_OCTAVES
+from sostenuto.ops.time_gaps import NUM_OCTAVES
 from sostenuto.ops.top_k import Selected
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FIRST_KNOWN, UNKNOWN, FeatureSpec
@@ -44,10 +39,9 @@ TARGET_TIME = UNKNOWN  # row of a time table that stands for the candidate; dist
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DAREConfig:
-    """Sizes and switches of DARE. Those of the tower, the short branch and the fixed vectors are the other rankers'."""
+class DAREConfig(TwoStageConfig):
+    """Sizes and switches of DARE. `gain` is of the item part of the scores; item widths are of the representation."""
 
-    kept: int = 50  # K, behaviours that the exact attention sees, whole moments
     # separate: one set of tables for attention, one for representation; shared: one for both (the paper's TWIN);
     # three: attention of candidates, attention of behaviours, representation; four: representation apart as well
     tables: Tables = "separate"
@@ -58,7 +52,6 @@ class DAREConfig:
     attention_fixed_dim: int = 4  # fixed vectors and numbers of items enter attention through a map of this width
     attention_std: float = 0.05  # initial attention rows; shared tables have `table_std`
     attention_rate: float = 1.0  # learning rate of attention tables, times that of all tables
-    gain: float = 8.0  # factor of the item part of the scores at the start, learned. Ours
     time_dim: int = 8  # width of a time row in the representation; 0 leaves times out of both
     times: Literal["place", "gap"] = "place"  # distance from the end in moments, or octaves of the gap to the request
     time_rows: int = 2000  # largest distance that has a row of its own
@@ -69,39 +62,19 @@ class DAREConfig:
     full_units: tuple[int, ...] = (64,)  # of that head
     short: bool = True  # the short branch that all two-stage rankers here have
 
-    item_dim: int = 0  # width of an item's own trained row; 0 leaves it out: rows over-fit within an epoch
-    vector_dim: int = 32  # width of fixed item vectors from early co-occurrence; 0 leaves them out. Ours
-    key_vector_dim: int = 8  # their leading columns that stand in the item's vector
-    category_dim: int = 8  # width per category level
-    field_dim: int = 8  # width per categorical field
-    short_recent: int = 50  # newest behaviours under target attention, whole moments
-    attention_units: tuple[int, ...] = (32,)  # of the short branch
-    attention_activation: Literal["relu", "prelu"] = "prelu"
-    normalise: Normalise = "softmax"  # of the short branch's weighted sum
-    gaps: bool = True  # the time from a behaviour to the request enters the scores, and is averaged. Ours
-    tower_units: tuple[int, ...] = (128, 64)
-    tower_activation: Activation = "prelu"
-    dropout: float = 0.1  # after each tower layer
-    embedding_dropout: float = 0.0  # on item vectors and interests that enter the tower
-    id_dropout: float = 0.0  # chance that an item's own row is replaced by the unknown row. Ours
-    wide: bool = True  # linear path from match features and candidate numbers to the logit. Ours
-    bins: int = 12  # piecewise-linear bins per match feature and candidate number; 0 = none. Ours
-    field_std: float = 0.01  # initial rows of candidate and context fields
-    table_std: float = 0.05  # initial item and category rows
-
     def __post_init__(self) -> None:
-        check_config(self)
+        TwoStageConfig.__post_init__(self)
 
         def refuse(name: str, wanted: str) -> None:
             raise SpecError(f"DAREConfig.{name} must be {wanted}, got {getattr(self, name)!r}; set it so")
 
-        for name in ("kept", "time_rows", "attention_time_dim", "attention_fixed_dim"):
+        for name in ("time_rows", "attention_time_dim", "attention_fixed_dim"):
             if getattr(self, name) < 1:
                 refuse(name, "at least 1")
         for name in ("attention_item_dim", "attention_category_dim", "attention_field_dim", "time_dim", "full_weight"):
             if getattr(self, name) < 0:
                 refuse(name, "0, which leaves it out, or more")
-        for name in ("gain", "attention_std", "attention_rate"):
+        for name in ("attention_std", "attention_rate"):
             if not getattr(self, name) > 0:
                 refuse(name, "above 0")
         if self.full_weight and (not self.full_units or min(self.full_units) < 1):
@@ -135,8 +108,7 @@ class DAREState:
     history: EncodedHistory  # representation: keys are (N, D); `side` is (N, 1), added to the scores
     index: SearchIndex  # attention: rows are (N, A)
     kind: Tensor  # (N,) int64 category that the hard variant searches by
-    recent: EncodedHistory | None  # the newest, as DIN keeps them
-    taste: TasteState | None
+    beside: Beside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,16 +200,7 @@ class DARE(nn.Module):
     def __init__(self, config: DAREConfig, features: FeatureSpec) -> None:
         super().__init__()
         self.config = config
-        items = ItemEmbedding(
-            features,
-            item_dim=config.item_dim,
-            category_dim=config.category_dim,
-            field_dim=config.field_dim,
-            std=config.table_std,
-            vector_dim=config.vector_dim,
-            key_vector_dim=config.key_vector_dim,
-            id_dropout=config.id_dropout,
-        )
+        items = item_embedding(config, features)
         dim, hidden = items.out_dim, config.attention_units[0]
         self.num_categories = features.categories[-1].size if features.categories else 0
         self.histories = HistoryEncoder(
@@ -250,9 +213,7 @@ class DARE(nn.Module):
         self.asking = AttentionSpace(config, features, columns) if apart else None  # of candidates
         width = self.attention.out_dim
         self.log_gain = nn.Parameter(torch.tensor(math.log(config.gain)))
-        self.side_bias = xavier_linear(hidden, 1, bias=False) if self.histories.side_dim else None
-        gap_dim = NUM_GAP_FEATURES + 1 if config.gaps else 0
-        self.gap_bias = zero_linear(gap_dim, 1) if gap_dim else None
+        self.behaviour_bias = BehaviourBias(hidden if self.histories.side_dim else 0, 1, gaps=config.gaps)
         rows = FIRST_KNOWN + (NUM_OCTAVES if config.times == "gap" else config.time_rows)
         self.time = _time_table(rows, config.time_dim, config.table_std) if config.time_dim else None
         self.attention_time: Table | None = None
@@ -272,32 +233,20 @@ class DARE(nn.Module):
         whole = dim + config.time_dim
         self.selector = ProductSelector(config.kept)
         self.hard = CategoryFirstSelector(config.kept)
-        self.short = None
-        if config.short:
-            self.short = TargetAttention(
-                dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
-            )
-        self.requests = RequestFeatures(
-            features, items, field_dim=config.field_dim, std=config.field_std, bins=config.bins
-        )
-        self.kept = ItemTable()
-        self.embedding_dropout = Dropout(config.embedding_dropout)
         parts = 3 if config.target_aware else 2
-        self.tower = Tower(
+        self.head = SearchHead(
+            config,
+            features,
+            items,
             parts * whole  # target, interest, and their product
-            + gap_dim
+            + self.behaviour_bias.gap_dim
             + 1  # behaviours found
-            + (2 * dim + 1 + gap_dim if config.short else 0)
-            + self.requests.out_dim,
-            config.tower_units,
-            activation=config.tower_activation,
-            dropout=config.dropout,
+            + (dim if config.short else 0),  # product of target and short interest
+            totals=True,
+            short=config.short,
+            aux_dim=parts * whole if config.full_weight else 0,
+            aux_units=config.full_units,
         )
-        self.full_head = None
-        if config.full_weight:
-            self.full_head = Tower(parts * whole, config.full_units, activation="prelu")
-        numbers = self.requests.num_numbers
-        self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
         for module in self.attention_tables():
             module.rate = config.attention_rate
 
@@ -342,17 +291,14 @@ class DARE(nn.Module):
 
     def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]) -> None:
         """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
-        self.requests.calibrate(self.items, batches, item_vectors)
+        self.head.calibrate(self.items, batches, item_vectors)
 
     def keep_items(self, catalogue: Catalogue) -> int:
         """Keep every item's vector and query for scoring; see `schema.ranker.ItemKeeper`."""
 
-        def made(item: Tensor, about: Catalogue) -> dict[str, Tensor]:
-            return self._columns(item, about.category, about.fields, None)
-
-        parts = [self.items, self.attention, self.asking, self.target_tables, self.maps]
+        parts = [self.attention, self.asking, self.target_tables, self.maps]
         sources = [t for part in parts if part is not None for t in (*part.parameters(), *part.buffers())]
-        return self.kept.fill(self.items.catalogue_of(catalogue), made, [*sources, self.log_gain])
+        return self.head.keep_items(self.items, catalogue, self._columns, [*sources, self.log_gain])
 
     # -- the two functions --------------------------------------------------------------------------------------------
 
@@ -367,28 +313,23 @@ class DARE(nn.Module):
         if "searched" in self.maps:
             rows = self.maps["searched"](rows)
         return DAREState(
-            history=replace(encoded, side=None if encoded.side is None else self._side(encoded.side)),
+            history=self.behaviour_bias.of_side(encoded),
             index=SearchIndex(
                 offsets=histories.offsets, time_ms=histories.time_ms, rows=spread_rows(rows, distinct.place)
             ),
             kind=self._kind(histories.item, histories.category),
-            recent=encoded.newest(self.config.short_recent) if self.short is not None else None,
-            taste=self.requests.encode(self.items, histories, distinct),
+            beside=self.head.encode(self.items, encoded, histories, distinct),
         )
 
     def append(self, state: DAREState, events: History) -> DAREState:
         """Fold later events in; equal to encoding everything anew."""
         later = self.encode(events)
-        recent = None
-        if state.recent is not None and later.recent is not None:
-            recent = state.recent.joined(later.recent).newest(self.config.short_recent)
         kinds = replace(state.index, rows=state.kind).joined(replace(later.index, rows=later.kind))
         return DAREState(
             history=state.history.joined(later.history),
             index=state.index.joined(later.index),
             kind=kinds.rows,
-            recent=recent,
-            taste=self.requests.append(state.taste, later.taste),
+            beside=self.head.append(state.beside, later.beside),
         )
 
     def score(self, state: DAREState, candidates: Candidates, context: Context) -> RankerOutput:
@@ -396,25 +337,23 @@ class DARE(nn.Module):
         columns = self.of_items(state, candidates)
         target, asked = columns["target"], columns["asked"]
         time = self.time_index(state, context)
-        gaps = None if self.gap_bias is None else request_gaps(state.history, None, context)
+        gaps = self.behaviour_bias.gaps(state.history, None, context)
         bias = self.bias(state, time, gaps)
         chosen = self.search(state, candidates, asked, bias)
         interest, rest = self.exact(state, asked, bias, time, gaps, chosen)
         count = torch.log1p(chosen.taken.offsets.diff().float())[:, None]
         v = self._targets(target)
-        parts = [self.embedding_dropout(torch.cat(self._read(v, interest), 1)), count]
+        parts = [self.head.embedding_dropout(torch.cat(self._read(v, interest), 1)), count]
         if rest is not None:
             parts.append(rest)
-        if self.short is not None and state.recent is not None:
-            parts += self._short(state.recent, candidates, context, target)
-        numbers = self.requests(self.items, state.taste, candidates, context)
-        logits: Tensor = self.tower(torch.cat([*parts, numbers], 1)).squeeze(1)
-        if self.wide is not None:
-            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
-        if not self.training or self.full_head is None:
+        if self.config.short:
+            short = self.head.read_recent(self.histories, state.beside, candidates, context, target)
+            parts += [self.head.embedding_dropout(target * short[:, : target.shape[1]]), short]
+        logits = self.head(self.items, state.beside, candidates, context, parts)
+        if not self.training or self.head.aux_head is None:
             return RankerOutput(logits=logits)
         full = self.full_interest(state, candidates, asked, bias, time)
-        heard: Tensor = self.full_head(torch.cat(self._read(v, full), 1)).squeeze(1)
+        heard: Tensor = self.head.aux_head(torch.cat(self._read(v, full), 1)).squeeze(1)
         return RankerOutput(logits=logits, aux_heads={"full": AuxHead(heard, self.config.full_weight)})
 
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:
@@ -425,13 +364,10 @@ class DARE(nn.Module):
 
     def of_items(self, state: DAREState, candidates: Candidates) -> Mapping[str, Tensor]:
         """Return (Nc, D) vectors `target` and (Nc, A) scaled queries `asked` of candidates, looked up or made."""
-        if (kept := self.kept.rows(candidates)) is not None:
-            return kept
-        version = self.requests.version(self.items, state.taste, candidates)
-        return self._columns(candidates.item, candidates.category, candidates.fields, version)
+        return self.head.of_items(self.items, state.beside, candidates, self._columns)
 
     def _columns(
-        self, item: Tensor, category: Tensor, fields: Mapping[str, Tensor], version: Tensor | None
+        self, item: Tensor, category: Tensor, fields: Mapping[str, Tensor], version: Tensor | None = None
     ) -> dict[str, Tensor]:
         target = self.items(item, category, fields, version)
         asked = (self.attention if self.asking is None else self.asking)(item, category, fields, target)
@@ -469,9 +405,8 @@ class DARE(nn.Module):
             found = found + (rows * mine).sum(1) * rows.shape[1] ** -0.5
         if state.history.side is not None:
             found = found + state.history.side.squeeze(1)
-        if gaps is not None and self.gap_bias is not None:
-            found = found + self.gap_bias(gaps).squeeze(1)
-        return found
+        added: Tensor = self.behaviour_bias(found[:, None], gaps)
+        return added.squeeze(1)
 
     def search(self, state: DAREState, candidates: Candidates, asked: Tensor, bias: Tensor) -> Selected:
         """Return the behaviours that each candidate attends over."""
@@ -486,13 +421,22 @@ class DARE(nn.Module):
     def relevance(self, state: DAREState, candidates: Candidates, context: Context) -> Iterator[Tensor]:
         """Yield per request (C, L), the scores of its candidates with all its behaviours."""
         asked = self.of_items(state, candidates)["asked"]
-        gaps = None if self.gap_bias is None else request_gaps(state.history, None, context)
+        gaps = self.behaviour_bias.gaps(state.history, None, context)
         bias = self.bias(state, self.time_index(state, context), gaps)
         rows = itertools.pairwise(state.index.offsets.tolist())
         for (c, d), (a, b) in zip(itertools.pairwise(candidates.offsets.tolist()), rows, strict=True):
             yield asked[c:d] @ state.index.rows[a:b].T + bias[a:b]
 
     # -- representation -----------------------------------------------------------------------------------------------
+
+    def represented(self, state: DAREState, candidates: Candidates, context: Context) -> dict[str, Tensor]:
+        """Return (Nc, D + T) each, what the long history makes of candidates: `interest` h, and `product` h * v."""
+        columns = self.of_items(state, candidates)
+        time = self.time_index(state, context)
+        bias = self.bias(state, time, self.behaviour_bias.gaps(state.history, None, context))
+        chosen = self.search(state, candidates, columns["asked"], bias)
+        interest, _ = self.exact(state, columns["asked"], bias, time, None, chosen)
+        return {"interest": interest, "product": interest * self._targets(columns["target"])}
 
     def exact(
         self,
@@ -551,19 +495,6 @@ class DARE(nn.Module):
     def _read(self, v: Tensor, interest: Tensor) -> list[Tensor]:
         """Return [v; h; v * h]."""
         return [v, interest, v * interest] if self.config.target_aware else [v, interest]
-
-    def _short(self, recent: EncodedHistory, candidates: Candidates, context: Context, target: Tensor) -> list[Tensor]:
-        """Return target attention over the newest behaviours, and its product with the target."""
-        assert self.short is not None
-        hidden, gaps = self.histories.at_request(recent, context)
-        beside = recent.key.new_ones(recent.key.shape[0], 1)
-        if gaps is not None:
-            beside = torch.cat([beside, gaps], 1)
-        found = self.short(target, candidates.offsets, recent.key, recent.offsets, beside, hidden)
-        return [self.embedding_dropout(target * found[:, : target.shape[1]]), found]
-
-    def _side(self, hidden: Tensor) -> Tensor | None:
-        return None if self.side_bias is None else self.side_bias(hidden)
 
     def _kind(self, item: Tensor, category: Tensor) -> Tensor:
         return searched_kind(item, category, self.num_categories)

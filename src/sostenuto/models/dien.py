@@ -165,20 +165,7 @@ class DIEN(nn.Module):
 
     def keep_items(self, catalogue: Catalogue) -> int:
         """Keep every item's vector for scoring; see `schema.ranker.ItemKeeper`."""
-        items = self.histories.items
-
-        def made(item: Tensor, about: Catalogue) -> dict[str, Tensor]:
-            return {"target": items(item, about.category, about.fields)}
-
-        return self.kept.fill(items.catalogue_of(catalogue), made, [*items.parameters(), *items.buffers()])
-
-    def _target(self, state: DIENState, candidates: Candidates) -> Tensor:
-        """Return the (N, D) vectors of the candidates' items."""
-        if (kept := self.kept.rows(candidates)) is not None:
-            return kept["target"]
-        version = self.requests.version(self.histories.items, state.taste, candidates)
-        found: Tensor = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
-        return found
+        return self.kept.keep(self.histories.items, catalogue)
 
     # -- the user side (sections 4.1 and 4.2) -------------------------------------------------------------------------
 
@@ -239,7 +226,8 @@ class DIEN(nn.Module):
     def score(self, state: DIENState, candidates: Candidates, context: Context) -> RankerOutput:
         """Let the interest of each candidate evolve along the states, and read the tower."""
         past = state.history
-        target = self._target(state, candidates)
+        version = self.requests.version(self.histories.items, state.taste, candidates)
+        target = self.kept.look_up(self.histories.items, candidates, version)["target"]
         gaps = request_gaps(past, None, context) if self.config.gaps else None
         query = self.readout.attention(target)
         interest = self.readout(query, candidates.offsets, past.key, past.offsets, gaps)

@@ -113,20 +113,7 @@ class DIN(nn.Module):
 
     def keep_items(self, catalogue: Catalogue) -> int:
         """Keep every item's vector for scoring; see `schema.ranker.ItemKeeper`."""
-        items = self.histories.items
-
-        def made(item: Tensor, about: Catalogue) -> dict[str, Tensor]:
-            return {"target": items(item, about.category, about.fields)}
-
-        return self.kept.fill(items.catalogue_of(catalogue), made, [*items.parameters(), *items.buffers()])
-
-    def _target(self, state: DINState, candidates: Candidates) -> Tensor:
-        """Return the (N, D) vectors of the candidates' items."""
-        if (kept := self.kept.rows(candidates)) is not None:
-            return kept["target"]
-        version = self.requests.version(self.histories.items, state.taste, candidates)
-        found: Tensor = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
-        return found
+        return self.kept.keep(self.histories.items, catalogue)
 
     def encode(self, histories: History) -> DINState:
         """Embed the behaviours; nothing here knows the candidate or the request."""
@@ -147,7 +134,8 @@ class DIN(nn.Module):
     def score(self, state: DINState, candidates: Candidates, context: Context) -> RankerOutput:
         """Weigh the behaviours for each candidate and read the tower."""
         past = state.history
-        target = self._target(state, candidates)
+        version = self.requests.version(self.histories.items, state.taste, candidates)
+        target = self.kept.look_up(self.histories.items, candidates, version)["target"]
         hidden, gaps = self.histories.at_request(past, context)
         beside = [past.key.new_ones(past.key.shape[0], int(self.config.products))]
         if gaps is not None and self.config.gap_values:

@@ -340,12 +340,7 @@ class EM3(nn.Module):
 
     def keep_items(self, catalogue: Catalogue) -> int:
         """Keep every item's vector and content vectors for scoring; see `schema.ranker.ItemKeeper`."""
-        items = self.histories.items
-
-        def made(item: Tensor, about: Catalogue) -> dict[str, Tensor]:
-            return {"target": items(item, about.category, about.fields)}
-
-        num_bytes = self.kept.fill(items.catalogue_of(catalogue), made, [*items.parameters(), *items.buffers()])
+        num_bytes = self.kept.keep(self.histories.items, catalogue)
         self._keep_contents()
         return num_bytes + self.kept_contents.num_bytes
 
@@ -371,7 +366,8 @@ class EM3(nn.Module):
     def score(self, state: EM3State, candidates: Candidates, context: Context) -> RankerOutput:
         """Weigh the behaviours for each candidate, by id and by content, and read the tower."""
         past = state.history
-        target = self._target(state, candidates)
+        version = self.requests.version(self.histories.items, state.taste, candidates)
+        target = self.kept.look_up(self.histories.items, candidates, version)["target"]
         content, behaviours, fresh = self._contents(candidates.item, state.item)
         hidden, gaps = self.histories.at_request(past, context)
         ones = past.key.new_ones(past.key.shape[0], 1)
@@ -394,14 +390,6 @@ class EM3(nn.Module):
         if fresh is not None and self.config.contrastive_weight:
             losses["contrastive"] = self.config.contrastive_weight * self._contrast(content, target, fresh, candidates)
         return RankerOutput(logits=logits, aux_losses=losses)
-
-    def _target(self, state: EM3State, candidates: Candidates) -> Tensor:
-        """Return the (N, D) id vectors of the candidates' items."""
-        if (kept := self.kept.rows(candidates)) is not None:
-            return kept["target"]
-        version = self.requests.version(self.histories.items, state.taste, candidates)
-        found: Tensor = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
-        return found
 
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:
         """Score candidates against histories."""

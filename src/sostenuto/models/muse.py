@@ -9,7 +9,7 @@ Differs from the paper: docs/models/muse.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,23 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sostenuto.layers.content_vectors import ContentVectors
-from sostenuto.layers.dropout import Dropout
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
-from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder, request_gaps
-from sostenuto.layers.exact_attention import ExactAttention
-from sostenuto.layers.initialise import xavier_linear, zero_linear
-from sostenuto.layers.item_table import ItemTable
-from sostenuto.layers.request_features import RequestFeatures
+from sostenuto.layers.encoded_history import EncodedHistory
+from sostenuto.layers.long_branch import LongBranch
 from sostenuto.layers.search_config import SearchConfig
+from sostenuto.layers.search_head import Beside, SearchHead
 from sostenuto.layers.selector import CategorySelector, ProductSelector, SearchIndex, searched_kind
-from sostenuto.layers.target_attention import TargetAttention
-from sostenuto.layers.taste import TasteState
-from sostenuto.layers.tower import Tower
 from sostenuto.ops.jagged import Taken, interleave_rows, lengths_to_offsets, newest_moments, row_index, segment_mean
-from sostenuto.ops.selected_attention import Fusion, selected_attention
+from sostenuto.ops.selected_attention import Fusion
 from sostenuto.ops.sim_tier import MIDDLE, TIERS, pair_cosines, tier_counts
-from sostenuto.ops.table_rows import distinct_values, few_rows, spread_rows
-from sostenuto.ops.time_gaps import NUM_GAP_FEATURES
+from sostenuto.ops.table_rows import spread_rows
 from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
@@ -111,18 +104,17 @@ class ContentSimilarity(nn.Module):
         for part in self.contents:
             assert isinstance(part, ContentVectors)
             part.set_content(content[part.name])
+            part.inverse_length(part.known.new_zeros(0, dtype=torch.int64))  # now, and not in the first request
 
     @torch.no_grad()
     def forward(self, item: Tensor) -> ContentBlock:
         """Return the content of (N,) items. A scale of codes falls out of a cosine and is not looked at."""
+        share = len(self.contents) ** -0.5  # cosines are averaged
         rows, inverse = [], []
         for part in self.contents:
             assert isinstance(part, ContentVectors)
-            stored = part.stored(item)
-            length = stored.float().double().norm(dim=1)
-            known = part.is_known(item) & (length > 0)
-            rows.append(stored)
-            inverse.append(torch.where(known, 1.0 / length.clamp(min=1e-12), 0.0) * len(self.contents) ** -0.5)
+            rows.append(part.stored(item))
+            inverse.append(part.inverse_length(item) * share)
         return ContentBlock(rows=tuple(rows), inverse=torch.stack(inverse, 1).float())
 
 
@@ -145,8 +137,7 @@ class MUSEState:
     history: EncodedHistory  # `side` is (N, H), added to the fused scores
     content: ContentBlock
     kind: Tensor  # (N,) int64 category, for the search by category
-    recent: EncodedHistory  # the newest, as DIN keeps them
-    taste: TasteState | None
+    beside: Beside
 
 
 class MUSE(nn.Module):
@@ -155,64 +146,35 @@ class MUSE(nn.Module):
     def __init__(self, config: MUSEConfig, features: FeatureSpec) -> None:
         super().__init__()
         self.config = config
-        self.content = ContentSimilarity(config, features)
-        items = ItemEmbedding(
-            features,
-            item_dim=config.item_dim,
-            category_dim=config.category_dim,
-            field_dim=config.field_dim,
-            std=config.table_std,
-            vector_dim=config.vector_dim,
-            key_vector_dim=config.key_vector_dim,
-            id_dropout=config.id_dropout,
-        )
-        dim, hidden, heads = items.out_dim, config.attention_units[0], config.heads
         self.num_categories = features.categories[-1].size if features.categories else 0
-        self.histories = HistoryEncoder(features, items, hidden=hidden, field_dim=config.field_dim, gaps=config.gaps)
-        self.side_bias = xavier_linear(hidden, heads, bias=False) if self.histories.side_dim else None
-        gap_dim = NUM_GAP_FEATURES + 1 if config.gaps else 0
-        self.gap_bias = zero_linear(gap_dim, heads) if gap_dim else None
-        self.exact = ExactAttention(dim, heads, config.head_dim, gain=config.gain)
+        self.content = ContentSimilarity(config, features)
+        self.long = LongBranch(config, features)
         self.fusion: nn.Parameter | None = None
         if config.fusion:
-            self.fusion = nn.Parameter(torch.tensor(config.fusion_start)[:, None].repeat(1, heads))
+            self.fusion = nn.Parameter(torch.tensor(config.fusion_start)[:, None].repeat(1, config.heads))
         self.long_tiers = SimTier() if config.tiers else None
         self.short_tiers = SimTier() if config.tiers else None
-        self.short = TargetAttention(
-            dim, config.attention_units, activation=config.attention_activation, normalise=config.normalise
-        )
-        self.requests = RequestFeatures(
-            features, items, field_dim=config.field_dim, std=config.field_std, bins=config.bins
-        )
-        self.kept = ItemTable()
-        self.embedding_dropout = Dropout(config.embedding_dropout)
-        long_dim = heads * (dim + gap_dim)
-        self.tower = Tower(
+        dim = self.long.dim
+        self.head = SearchHead(
+            config,
+            features,
+            self.items,
             2 * dim  # target, and its product with the short interest
-            + long_dim
-            + (heads * dim if config.products else 0)
+            + self.long.out_dim
+            + (config.heads * dim if config.products else 0)
             + 2 * dim  # means of the retrieved and of the newest
             + 1  # behaviours found
-            + (2 * TIERS if config.tiers else 0)
-            + dim
-            + config.products
-            + gap_dim  # short interest
-            + self.requests.out_dim,
-            config.tower_units,
-            activation=config.tower_activation,
-            dropout=config.dropout,
+            + (2 * TIERS if config.tiers else 0),
+            totals=config.products,
+            aux_dim=self.long.out_dim + dim if config.aux_weight else 0,
+            aux_units=config.aux_units,
         )
-        self.aux_head = None
-        if config.aux_weight:
-            self.aux_head = Tower(long_dim + dim, config.aux_units, activation="prelu")
-        numbers = self.requests.num_numbers
-        self.wide = zero_linear(numbers, 1) if config.wide and numbers else None
         self.by_product, self.by_category = ProductSelector(config.kept), CategorySelector(config.kept)
 
     @property
     def items(self) -> ItemEmbedding:
         """The embedding that behaviours and candidates share."""
-        return self.histories.items
+        return self.long.items
 
     def take_content(self, content: Mapping[str, ItemContent]) -> None:
         """Keep the content of all items; see `schema.ranker.ContentRanker`."""
@@ -220,30 +182,23 @@ class MUSE(nn.Module):
 
     def calibrate(self, batches: Iterable[RequestBatch], item_vectors: Callable[[int], TimedVectors]) -> None:
         """Set what depends on the data before the first step; see `RequestFeatures.calibrate`."""
-        self.requests.calibrate(self.items, batches, item_vectors)
+        self.head.calibrate(self.items, batches, item_vectors)
 
     def keep_items(self, catalogue: Catalogue) -> int:
         """Keep every item's vector for scoring; see `schema.ranker.ItemKeeper`. Content is kept as it is."""
-
-        def made(item: Tensor, about: Catalogue) -> dict[str, Tensor]:
-            return {"target": self.items(item, about.category, about.fields)}
-
-        sources = [*self.items.parameters(), *self.items.buffers()]
-        return self.kept.fill(self.items.catalogue_of(catalogue), made, sources)
+        return self.head.keep_items(self.items, catalogue)
 
     # -- the two functions --------------------------------------------------------------------------------------------
 
     def encode(self, histories: History) -> MUSEState:
         """Embed the behaviours and fetch their content; nothing here knows the candidate or the request."""
-        distinct = self.histories.distinct(histories)
-        encoded: EncodedHistory = self.histories(histories, distinct)
-        bias = None if self.side_bias is None or encoded.side is None else self.side_bias(encoded.side)
+        distinct = self.long.histories.distinct(histories)
+        encoded: EncodedHistory = self.long.histories(histories, distinct)
         return MUSEState(
-            history=replace(encoded, side=bias),
+            history=self.long.bias.of_side(encoded),
             content=self.content(histories.item),
             kind=self._kind(histories.item, histories.category),
-            recent=encoded.newest(self.config.short_recent),
-            taste=self.requests.encode(self.items, histories, distinct),
+            beside=self.head.encode(self.items, encoded, histories, distinct),
         )
 
     def append(self, state: MUSEState, events: History) -> MUSEState:
@@ -254,41 +209,30 @@ class MUSE(nn.Module):
             history=state.history.joined(later.history),
             content=state.content.followed_by(later.content).take(positions),
             kind=torch.cat([state.kind, later.kind])[positions],
-            recent=state.recent.joined(later.recent).newest(self.config.short_recent),
-            taste=self.requests.append(state.taste, later.taste),
+            beside=self.head.append(state.beside, later.beside),
         )
 
     def score(self, state: MUSEState, candidates: Candidates, context: Context) -> RankerOutput:
         """Search by content, attend by content and identity, and read the tower."""
-        target, content = self._target(state, candidates), self.content(candidates.item).unit()
-        behaviours = state.content.unit()
+        target = self.head.of_items(self.items, state.beside, candidates)["target"]
+        content, behaviours = self.content(candidates.item).unit(), state.content.unit()
         taken = self.search(state, candidates, target, content, behaviours)
         cosine = pair_cosines(content, behaviours, row_index(taken.offsets), taken.positions)
-        found = distinct_values(taken.positions, max(state.history.time_ms.shape[0], 1))
-        first = taken.positions[found.first]
-        gaps = None if self.gap_bias is None else request_gaps(state.history, first, context)
-        key = few_rows(state.history.key, first)
-        long = self.attend(target, key, self._bias(state, first, gaps), gaps, cosine, found.place, taken.offsets)
-        mean = segment_mean(spread_rows(key, found.place), taken.offsets)
-        recent, dim = state.recent, self.items.out_dim
-        hidden, recent_gaps = self.histories.at_request(recent, context)
-        beside = recent.key.new_ones(recent.key.shape[0], int(self.config.products))
-        if recent_gaps is not None:
-            beside = torch.cat([beside, recent_gaps], 1)
-        short = self.short(target, candidates.offsets, recent.key, recent.offsets, beside, hidden)
+        picked = self.long.picked(state.history, context, taken)
+        long = self.long(target, picked, taken.offsets, None if self.fusion is None else Fusion(cosine, self.fusion))
+        mean = segment_mean(spread_rows(picked.key, picked.place), taken.offsets)
+        dim, histories = self.long.dim, self.long.histories
+        short = self.head.read_recent(histories, state.beside, candidates, context, target)
         vectors = [target, target * short[:, :dim], long.flatten(1)]
         if self.config.products:
             vectors.append((target[:, None] * long[:, :, :dim]).flatten(1))
-        vectors += [mean, segment_mean(recent.key, recent.offsets, exact=True)[candidates.row]]
-        parts = [self.embedding_dropout(torch.cat(vectors, 1)), torch.log1p(taken.offsets.diff().float())[:, None]]
+        vectors += [mean, self._recent_mean(state)[candidates.row]]
+        parts = [self.head.embedding_dropout(torch.cat(vectors, 1)), torch.log1p(taken.offsets.diff().float())[:, None]]
         parts += self._tiers(state, candidates, content, behaviours, cosine, taken)
-        numbers = self.requests(self.items, state.taste, candidates, context)
-        logits: Tensor = self.tower(torch.cat([*parts, short, numbers], 1)).squeeze(1)
-        if self.wide is not None:
-            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
-        if not self.training or self.aux_head is None:
+        logits = self.head(self.items, state.beside, candidates, context, [*parts, short])
+        if not self.training or self.head.aux_head is None:
             return RankerOutput(logits=logits)
-        heard: Tensor = self.aux_head(torch.cat([long.flatten(1), mean], 1)).squeeze(1)
+        heard: Tensor = self.head.aux_head(torch.cat([long.flatten(1), mean], 1)).squeeze(1)
         return RankerOutput(logits=logits, aux_heads={"long": AuxHead(heard, self.config.aux_weight)})
 
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:
@@ -320,39 +264,13 @@ class MUSE(nn.Module):
         index = SearchIndex(offsets=past.offsets, time_ms=past.time_ms, rows=behaviours)
         return self.by_product.select(content, candidates.offsets, index).taken
 
-    # -- stage two ----------------------------------------------------------------------------------------------------
+    # -- what the tower reads beside the interest ---------------------------------------------------------------------
 
-    def attend(
-        self,
-        target: Tensor,
-        key: Tensor,
-        bias: Tensor | None,
-        gaps: Tensor | None,
-        cosine: Tensor,
-        place: Tensor,
-        offsets: Tensor,
-    ) -> Tensor:
-        """Return (Nc, H, D + gap features) interests; see `ops.selected_attention`.
-
-        Args:
-            target: (Nc, D).
-            key: (U, D) behaviours that any candidate has found.
-            bias: (U, H), added to their scores.
-            gaps: (U, gap features), averaged beside the keys.
-            cosine: (M,) of the pairs of candidates and what they have found.
-            place: (M,) which of the U each pair is about.
-            offsets: (Nc + 1,) where candidates begin among the pairs.
-        """
-        value = key if gaps is None else torch.cat([key, gaps], 1)
-        fusion = None if self.fusion is None else Fusion(cosine, self.fusion)
-        return selected_attention(self.exact.folded(target), key, bias, value, place, offsets, fusion=fusion)
-
-    def _bias(self, state: MUSEState, first: Tensor, gaps: Tensor | None) -> Tensor | None:
-        side = None if state.history.side is None else state.history.side[first]
-        if gaps is None or self.gap_bias is None:
-            return side
-        hidden: Tensor = self.gap_bias(gaps)
-        return hidden if side is None else side + hidden
+    def _recent_mean(self, state: MUSEState) -> Tensor:
+        """Return the (B, D) mean vectors of the newest behaviours."""
+        recent = state.beside.recent
+        assert recent is not None
+        return segment_mean(recent.key, recent.offsets, exact=True)
 
     def _tiers(
         self,
@@ -379,14 +297,6 @@ class MUSE(nn.Module):
             found[:, MIDDLE] += (self.config.kept - taken.offsets.diff()).clamp(min=0)
             recent[:, MIDDLE] += (self.config.short_recent - lengths).clamp(min=0)
         return [self.long_tiers(found), self.short_tiers(recent)]
-
-    def _target(self, state: MUSEState, candidates: Candidates) -> Tensor:
-        """Return the (Nc, D) vectors of the candidates' items."""
-        if (kept := self.kept.rows(candidates)) is not None:
-            return kept["target"]
-        version = self.requests.version(self.items, state.taste, candidates)
-        found: Tensor = self.items(candidates.item, candidates.category, candidates.fields, version)
-        return found
 
     def _kind(self, item: Tensor, category: Tensor) -> Tensor:
         return searched_kind(item, category, self.num_categories)

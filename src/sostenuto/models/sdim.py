@@ -20,7 +20,7 @@ from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import EncodedHistory, HistoryEncoder
 from sostenuto.layers.hash_buckets import Buckets, HashBuckets
 from sostenuto.layers.initialise import xavier_linear, zero_linear
-from sostenuto.layers.item_table import ItemTable
+from sostenuto.layers.item_table import ItemTable, target_columns
 from sostenuto.layers.request_features import RequestFeatures
 from sostenuto.layers.target_attention import TargetAttention
 from sostenuto.layers.taste import TasteState
@@ -149,22 +149,18 @@ class SDIM(nn.Module):
     def keep_items(self, catalogue: Catalogue) -> int:
         """Keep every item's vector and buckets for scoring; see `schema.ranker.ItemKeeper`."""
         items = self.histories.items
-
-        def made(item: Tensor, about: Catalogue) -> dict[str, Tensor]:
-            target = items(item, about.category, about.fields)
-            hashed = self.long.hash(self._hashed(target))
-            return {"target": target, "hashed": hashed.to(torch.uint8) if self.long.buckets <= 256 else hashed}
-
-        sources = [*items.parameters(), *items.buffers(), self.long.planes]
-        return self.kept.fill(items.catalogue_of(catalogue), made, sources)
+        return self.kept.keep(items, catalogue, target_columns(items, self._buckets), [self.long.planes])
 
     def _of_items(self, state: SDIMState, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Return the vectors of the candidates' items, (N, D), and their buckets, (N, G)."""
-        if (kept := self.kept.rows(candidates)) is not None:
-            return kept["target"], kept["hashed"].int()
-        version = self.requests.version(self.histories.items, state.taste, candidates)
-        target = self.histories.items(candidates.item, candidates.category, candidates.fields, version)
-        return target, self.long.hash(self._hashed(target))
+        items = self.histories.items
+        version = self.requests.version(items, state.taste, candidates)
+        columns = self.kept.look_up(items, candidates, version, target_columns(items, self._buckets))
+        return columns["target"], columns["hashed"].int()
+
+    def _buckets(self, target: Tensor) -> dict[str, Tensor]:
+        hashed = self.long.hash(self._hashed(target))
+        return {"hashed": hashed.to(torch.uint8) if self.long.buckets <= 256 else hashed}
 
     def encode(self, histories: History) -> SDIMState:
         """Embed and hash the behaviours, and sum them by bucket (the paper's behaviour sequence encoding)."""

@@ -7,7 +7,6 @@ was kept. Differs from the paper: docs/models/sim_soft.md.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from sostenuto.layers.search_config import SearchConfig
 from sostenuto.layers.selector import ProductSelector, SearchIndex
 from sostenuto.layers.tower import Tower
 from sostenuto.layers.two_stage import Past, TwoStage
+from sostenuto.ops.product_pooling import product_pooling
 from sostenuto.ops.table_rows import spread_rows
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
@@ -85,7 +85,8 @@ class SIMSoft(nn.Module):
     def encode(self, histories: History) -> SIMSoftState:
         """Embed the behaviours and project them for the search."""
         distinct = self.two_stage.histories.distinct(histories)
-        rows = spread_rows(self.of_behaviour(distinct.key), distinct.place)
+        with torch.no_grad():  # no gradient flows through a selection
+            rows = spread_rows(self.of_behaviour(distinct.key), distinct.place)
         return SIMSoftState(
             past=self.two_stage.encode(histories, distinct),
             index=SearchIndex(offsets=histories.offsets, time_ms=histories.time_ms, rows=rows),
@@ -111,14 +112,13 @@ class SIMSoft(nn.Module):
     def search_logits(self, state: SIMSoftState, candidates: Candidates, target: Tensor, asked: Tensor) -> Tensor:
         """Return the (Nc,) logits of the auxiliary click model on [U_r, e_a].
 
-        U_r = 1 / L sum_i r_i e_i with r_i = (W_b e_i) . (W_a e_a) is a matrix per user, sum_i e_i (W_b e_i)^T, times
-        W_a e_a: no pair of a candidate and a behaviour is looked at.
+        U_r = 1 / L sum_i r_i e_i with r_i = (W_b e_i) . (W_a e_a) = e_i . (W_b^T W_a e_a): the candidate is turned, not
+        the behaviours.
         """
-        key, rows = state.past.history.key, state.index.rows
-        bounds = itertools.pairwise(state.index.offsets.tolist())
-        users = [key[a:b].T @ rows[a:b] / max(b - a, 1) for a, b in bounds]
-        pooled = torch.stack(users)[candidates.row] @ asked[:, :, None]
-        logits: Tensor = self.search_head(torch.cat([self.scale(pooled.squeeze(2)), target], 1)).squeeze(1)
+        history = state.past.history
+        pooled = product_pooling(asked @ self.of_behaviour.weight, candidates.offsets, history.key, state.index.offsets)
+        pooled = pooled / history.lengths.clamp(min=1)[candidates.row, None]
+        logits: Tensor = self.search_head(torch.cat([self.scale(pooled), target], 1)).squeeze(1)
         return logits
 
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:

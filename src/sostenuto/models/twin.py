@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sostenuto.layers.behaviour_clusters import DAY_MS, BehaviourClusters, Clusters
 from sostenuto.layers.embedding import TimedVectors
-from sostenuto.layers.encoded_history import EncodedHistory
+from sostenuto.layers.encoded_history import DistinctItems, EncodedHistory
 from sostenuto.layers.search_config import SearchConfig
 from sostenuto.layers.selector import ProductSelector, SearchIndex
 from sostenuto.layers.two_stage import Past, TwoStage
@@ -80,13 +80,13 @@ class TWIN(nn.Module):
 
     def keep_items(self, catalogue: Catalogue) -> int:
         """Keep every item's vector and queries for scoring; see `schema.ranker.ItemKeeper`."""
-        exact = self.two_stage.exact
+        exact = self.two_stage.long.exact
         return self.two_stage.keep_items(catalogue, self._asked, [exact.query.weight, exact.log_gain])
 
     def encode(self, histories: History) -> TWINState:
         """Embed the behaviours and project each distinct item once."""
         distinct = self.two_stage.histories.distinct(histories)
-        projected = spread_rows(self.two_stage.exact.key(distinct.key), distinct.place)
+        projected = self._projected(distinct)
         past = self.two_stage.encode(histories, distinct)
         if self.clusters is None:
             return _state(past, projected)
@@ -96,7 +96,7 @@ class TWIN(nn.Module):
     def append(self, state: TWINState, events: History) -> TWINState:
         """Fold later events in; equal to encoding everything anew."""
         distinct = self.two_stage.histories.distinct(events)
-        projected = spread_rows(self.two_stage.exact.key(distinct.key), distinct.place)
+        projected = self._projected(distinct)
         later = self.two_stage.encode(events, distinct)
         past = self.two_stage.append(state.past, later)
         if self.clusters is None or state.size is None or state.about is None:
@@ -106,6 +106,11 @@ class TWIN(nn.Module):
         before = Clusters(history=state.past.history, projected=state.index.rows, size=state.size, about=state.about)
         return _clustered(past, self.clusters.joined(before, single))
 
+    def _projected(self, distinct: DistinctItems) -> Tensor:
+        """Return (N, H d), W_k k, which the search alone reads: no gradient flows through a selection."""
+        with torch.no_grad():
+            return spread_rows(self.two_stage.long.exact.key(distinct.key), distinct.place)
+
     def _with_side(self, history: EncodedHistory) -> EncodedHistory:
         """Return a history with side terms: clusters add the logarithm of their size to them."""
         if history.side is not None:
@@ -113,28 +118,30 @@ class TWIN(nn.Module):
         return replace(history, side=history.key.new_zeros(history.key.shape[0], self.config.heads))
 
     def searched(self, state: TWINState, context: Context) -> list[SearchIndex]:
-        """Return per head what the search compares: (N, d + 1), the projected behaviour and its bias."""
-        history = state.past.history
-        bias = self.two_stage.bias(history.side, self.two_stage.gaps(history, context))
-        projected = state.index.rows.view(-1, self.config.heads, self.config.head_dim)
-        if bias is None:
-            bias = projected.new_zeros(projected.shape[:2])
-        rows = torch.cat([projected, bias[:, :, None]], 2).detach()
+        """Return per head what the search compares: (N, d + 1), projected behaviours and biases; (N, d) without."""
+        history, heads = state.past.history, self.config.heads
+        bias = self.two_stage.long.bias(history.side, self.two_stage.long.bias.gaps(history, None, context))
+        projected = state.index.rows.view(-1, heads, self.config.head_dim)
+        if bias is not None:
+            projected = torch.cat([projected, bias.detach()[:, :, None]], 2)
         return [
-            SearchIndex(offsets=state.index.offsets, time_ms=state.index.time_ms, rows=rows[:, head].contiguous())
-            for head in range(self.config.heads)
+            SearchIndex(offsets=state.index.offsets, time_ms=state.index.time_ms, rows=projected[:, head].contiguous())
+            for head in range(heads)
         ]
+
+    def asked(self, query: Tensor, index: SearchIndex) -> Tensor:
+        """Return (Nc, d + 1) or (Nc, d), what (Nc, d) queries of one head ask of its index."""
+        more = index.rows.shape[1] - query.shape[1]
+        return torch.cat([query, query.new_ones(query.shape[0], more)], 1) if more else query
 
     def score(self, state: TWINState, candidates: Candidates, context: Context) -> RankerOutput:
         """Search by attention score, per head; attend over what was found, and read the tower."""
         columns = self.two_stage.of_items(state.past, candidates, self._asked)
         target = columns["target"]
         query = columns["asked"].view(-1, self.config.heads, self.config.head_dim)
-        one = query.new_ones(query.shape[0], 1)
         read, count = [], None
         for head, index in enumerate(self.searched(state, context)):
-            asked = torch.cat([query[:, head], one], 1)
-            chosen = self.selector.select(asked, candidates.offsets, index)
+            chosen = self.selector.select(self.asked(query[:, head], index), candidates.offsets, index)
             read.append(self.attend(state, context, query, head, chosen))
             count = self._count(state, chosen)
         assert count is not None
@@ -147,16 +154,16 @@ class TWIN(nn.Module):
         return offsets.diff() if state.size is None else segment_sum(state.size[chosen.taken.positions], offsets)
 
     def attend(self, state: TWINState, context: Context, query: Tensor, head: int, chosen: Selected) -> Tensor:
-        """Return (Nc, 1, D + V), what one head makes of its selection."""
-        picked = self.two_stage.picked(state.past.history, context, chosen)
-        key = spread_rows(state.index.rows, picked.first).view(-1, self.config.heads, self.config.head_dim)
+        """Return (Nc, 1, D + V), what one head makes of its selection; its scores are those of the search."""
+        picked = self.two_stage.long.picked(state.past.history, context, chosen.taken)
         return selected_attention(
-            query[:, head : head + 1],
-            key[:, head],
+            self.two_stage.long.exact.fold(query)[:, head : head + 1],
+            picked.key,
             None if picked.bias is None else picked.bias[:, head : head + 1],
-            torch.cat([picked.key, picked.value], 1),
+            picked.value,
             picked.place,
             chosen.taken.offsets,
+            with_key=True,
         )
 
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:
@@ -164,7 +171,7 @@ class TWIN(nn.Module):
         return self.score(self.encode(histories), candidates, context)
 
     def _asked(self, target: Tensor) -> dict[str, Tensor]:
-        return {"asked": self.two_stage.exact.queries(target).flatten(1)}
+        return {"asked": self.two_stage.long.exact.queries(target).flatten(1)}
 
 
 def _state(past: Past, projected: Tensor) -> TWINState:

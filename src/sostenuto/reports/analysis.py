@@ -1,4 +1,4 @@
-"""Pictures of what two jobs ask of one table, and of attention beside what behaviours are worth."""
+"""Pictures of what two jobs ask of one table, of attention beside what behaviours are worth, and of separation."""
 
 from __future__ import annotations
 
@@ -88,4 +88,32 @@ def retrieval_pictures(found: Mapping[str, Any]) -> dict[str, Markup]:
     return drawn
 
 
-__all__ = ["conflict_pictures", "retrieval_pictures"]
+def discriminability_pictures(found: Mapping[str, Any]) -> dict[str, Markup]:
+    """Return the picture of `evaluation.discriminability.discriminability`: what clusters say of the label."""
+    points = found["points"]
+    names = {"product": "target x interest", "interest": "interest"}
+    lines = []
+    for number, (name, label) in enumerate(names.items()):
+        for what, ending, dashed in (("corrected", "", False), ("chance", ", by chance", True)):
+            ys = [_known(point[f"{name}_{what}"]) for point in points]
+            xs = [float(n) for n in range(len(points))]
+            lines.append(Series(label=label + ending, colour=f"c{number + 1}", x=xs, y=ys, dashed=dashed, faint=dashed))
+    return {
+        "information": picture(
+            line_chart(
+                lines,
+                title="What a cluster of representations says of the label",
+                description=(
+                    "Mutual information of cluster and label less what labels in random order would give; the label "
+                    f"itself has {found['entropy']:.3f} bits."
+                ),
+                y_caption="bits",
+                x_caption="clusters",
+                x_names=[f"{point['clusters']:,}" for point in points],
+                band=False,
+            )
+        )
+    }
+
+
+__all__ = ["conflict_pictures", "discriminability_pictures", "retrieval_pictures"]

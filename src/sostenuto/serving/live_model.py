@@ -106,7 +106,7 @@ class LiveModel:
             found = found.joined(
                 self._item.indices(block.item[kept]), block.time_ms[kept], self._place.indices(block.place[kept])
             )
-        return found
+        return found.compacted()
 
     def follow(self) -> list[Change]:
         """Take later events into popularity; return all changes that were read."""

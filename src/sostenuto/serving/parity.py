@@ -7,7 +7,7 @@ to rounding (law 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from sostenuto.data.prepared import SPLITS
 from sostenuto.schema.features import PADDING, UNKNOWN
 from sostenuto.serving.scoring import Question
+from sostenuto.serving.user_states import NEVER_MS
 from sostenuto.serving.warming import RawEvents, moments
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ TOLERANCE = 1e-5  # of max(1, |logit|), law 3
 class Service(Protocol):
     """What is played to: a service in this process, or one behind HTTP."""
 
-    def score(self, question: Question) -> Sequence[float]:
-        """Return the logits of the items, in their order."""
+    def score(self, question: Question, model: str) -> Sequence[float]:
+        """Return the logits that a loaded model gives the items, in their order."""
         ...
 
     def append(self, events: Sequence[Event]) -> None:
@@ -47,6 +48,7 @@ class Service(Protocol):
 class Scored:
     """One request, scored by both."""
 
+    model: str
     user_id: str
     time_ms: int
     history_length: int
@@ -62,12 +64,31 @@ class Scored:
         return float(np.abs(self.offline - self.online).max()) / scale
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offline:
+    """A ranker over prepared data, in evaluation mode."""
+
+    collator: Collator
+    ranker: Ranker
+
+    def logits(self, requests: Requests, row: int) -> tuple[Array, int]:
+        """Return (C,) float64 logits of one request of a split, and how many behaviours were read."""
+        import torch
+
+        batch = self.collator.batch(requests, np.array([row]))
+        with torch.inference_mode():
+            state = self.ranker.encode(batch.histories)
+            logits = self.ranker.score(state, batch.candidates, batch.context).logits
+        return logits.double().numpy(force=True), int(batch.histories.lengths[0])
+
+
 def replay(
-    collator: Collator,
-    ranker: Ranker,
+    data: PreparedData,
+    models: Mapping[str, Offline],
     service: Service,
     *,
     from_ms: int,
+    until_ms: int | None = None,
     users: Sequence[int],
     splits: Sequence[str] = SPLITS,
     events_at_once: int | None = None,
@@ -76,29 +97,29 @@ def replay(
     """Play the log from a moment on and yield every request that was scored by both.
 
     Args:
-        collator:       of the prepared data under the run's view.
-        ranker:         of the run, in evaluation mode.
+        data:           prepared.
+        models:         by the names that the service knows them by.
         service:        holds everything strictly before `from_ms`, of all users: popularity counts them all.
         from_ms:        the first moment played.
+        until_ms:       the moment before which it ends; None = with the log.
         users:          indices of those whose requests are scored; events are sent of all users.
         splits:         where requests are taken from.
         events_at_once: most events of other users sent in one call; None = those of one moment at a time.
         progress:       is told the moment that is played.
     """
-    import torch
-
-    data = collator.data
+    end_ms = NEVER_MS if until_ms is None else until_ms
     raw, asker = RawEvents(data), RawRequests(data)
     due: dict[int, list[tuple[str, int]]] = {}
     chosen = set(users)
     for split in splits:
         requests = data.requests(split)
-        for row in np.flatnonzero(np.asarray(requests.time_ms) >= from_ms).tolist():
+        time_ms = np.asarray(requests.time_ms)
+        for row in np.flatnonzero((time_ms >= from_ms) & (time_ms < end_ms)).tolist():
             if int(requests.user[row]) in chosen:
                 due.setdefault(int(requests.time_ms[row]), []).append((split, row))
     held: list[Event] = []
     times = sorted(due)
-    played = iter([*moments(data, from_ms), (None, [])])
+    played = iter([*moments(data, from_ms, end_ms), (None, [])])
     moment, events = next(played)
     while times or moment is not None:
         at = moment if moment is not None and (not times or moment < times[0]) else times[0]
@@ -109,17 +130,17 @@ def replay(
                 held = []
             for split, row in due[times.pop(0)]:
                 requests = data.requests(split)
-                batch = collator.batch(requests, np.array([row]))
-                with torch.inference_mode():
-                    offline = ranker.score(ranker.encode(batch.histories), batch.candidates, batch.context).logits
                 question = asker.question(requests, row)
-                yield Scored(
-                    user_id=question.user_id,
-                    time_ms=question.time_ms,
-                    history_length=int(batch.histories.lengths[0]),
-                    offline=offline.double().numpy(force=True),
-                    online=np.asarray(service.score(question), np.float64),
-                )
+                for name, offline in models.items():
+                    logits, length = offline.logits(requests, row)
+                    yield Scored(
+                        model=name,
+                        user_id=question.user_id,
+                        time_ms=question.time_ms,
+                        history_length=length,
+                        offline=logits,
+                        online=np.asarray(service.score(question, name), np.float64),
+                    )
         if moment == at:
             for user, rows in events:
                 held += raw.of(user, rows)
@@ -183,4 +204,4 @@ class RawRequests:
         return None if index == PADDING else words[index] if index != UNKNOWN else words[UNKNOWN]
 
 
-__all__ = ["TOLERANCE", "RawRequests", "Scored", "Service", "replay"]
+__all__ = ["TOLERANCE", "Offline", "RawRequests", "Scored", "Service", "replay"]

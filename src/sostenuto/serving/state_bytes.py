@@ -27,14 +27,13 @@ import numpy as np
 
 import sostenuto
 from sostenuto.schema.errors import StateError
-from sostenuto.schema.features import FIRST_KNOWN, UNKNOWN
+from sostenuto.serving.invented import invented_history
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sostenuto.schema.features import FeatureSpec, Field
-    from sostenuto.schema.histories import History
+    from sostenuto.schema.features import FeatureSpec
     from sostenuto.schema.ranker import Ranker
 
 MAGIC = b"sostate\x01"
@@ -45,7 +44,6 @@ NAMES = (  # of torch types; an allowlist
 )
 ARRAY_KINDS = "biuf"  # of numpy types
 WRONG_HEADER = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, RuntimeError, TypeError)
-DAY_MS = 86_400_000
 INVENTED = (0, 1, 3, 70)  # behaviours of the users that a form is learnt from
 
 
@@ -284,15 +282,13 @@ def _arrays(table: list[Any], payload: memoryview) -> list[Any]:
 
 
 def _value(tree: Any, arrays: list[Any], like: StateForm, owner: str) -> Any:
-    if not isinstance(tree, dict):
+    if tree is None or isinstance(tree, (bool, int, float, str)):
         return tree
     if "t" in tree:
         found = arrays[tree["t"]]
         leaf = (str(found.dtype).removeprefix("torch."), found.ndim)
         if owner in like.leaves and leaf not in like.leaves[owner]:
-            raise StateError(
-                f"{owner or 'a state'} must be one of {set(like.leaves[owner])}, got {leaf}; encode it anew"
-            )
+            raise ValueError(f"{owner or 'it'} is {leaf}, not one of {sorted(like.leaves[owner])}")
         return found
     if "c" in tree:
         cls = like.classes.get(tree["c"])
@@ -300,9 +296,7 @@ def _value(tree: Any, arrays: list[Any], like: StateForm, owner: str) -> Any:
             raise ValueError(f"it holds a {tree['c']!r}, which is no class of the ranker's states")
         parts = tree["f"]
         if set(parts) != set(_field_names(cls)):
-            raise StateError(
-                f"{tree['c']} must have the fields {_field_names(cls)}, got {tuple(parts)}; encode it anew"
-            )
+            raise ValueError(f"{tree['c']} has the fields {_field_names(cls)}, not {tuple(parts)}")
         return cls(**{name: _value(part, arrays, like, f"{tree['c']}.{name}") for name, part in parts.items()})
     if "m" in tree:
         return {key: _value(item, arrays, like, owner) for key, item in tree["m"].items()}
@@ -311,45 +305,4 @@ def _value(tree: Any, arrays: list[Any], like: StateForm, owner: str) -> Any:
     return tuple(_value(item, arrays, like, owner) for item in tree["u"])
 
 
-# -- a history to learn the form from ----------------------------------------------------------------------------------
-
-
-def invented_history(features: FeatureSpec, lengths: tuple[int, ...]) -> History:
-    """Invent behaviours of users with the given numbers of them, one a day, over all items in turn."""
-    import torch
-
-    from sostenuto.schema.histories import History
-
-    count = sum(lengths)
-    at = torch.arange(count)
-    first = FIRST_KNOWN if features.num_items > FIRST_KNOWN else UNKNOWN
-
-    def known(size: int) -> Tensor:
-        return first + at % max(size - first, 1)
-
-    def column(field: Field) -> Tensor:
-        if field.kind == "categorical":
-            return at % field.size
-        if field.kind == "multi":
-            return (at % field.size)[:, None].repeat(1, field.width)
-        shape = (count,) if field.kind == "numeric" else (count, field.width)
-        return torch.full(shape, field.mean, dtype=torch.float32)
-
-    row_start = torch.repeat_interleave(
-        torch.tensor([sum(lengths[:n]) for n in range(len(lengths))]), torch.tensor(lengths)
-    )
-    return History(
-        offsets=torch.tensor([0, *np.cumsum(lengths).tolist()]),
-        item=known(features.num_items),
-        category=torch.stack([at % level.size for level in features.categories], 1)
-        if features.categories
-        else torch.zeros((count, 0), dtype=torch.int64),
-        time_ms=1_600_000_000_000 + (at - row_start) * DAY_MS,
-        action=at % features.num_actions,
-        value=torch.ones(count),
-        place=at % features.num_places,
-        fields={f.name: column(f) for f in features.item_fields + features.behaviour_fields},
-    )
-
-
-__all__ = ["StateForm", "invented_history", "state_from_bytes", "state_num_bytes", "state_to_bytes"]
+__all__ = ["INVENTED", "StateForm", "state_from_bytes", "state_num_bytes", "state_to_bytes"]

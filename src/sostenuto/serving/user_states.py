@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sostenuto.features.match import MatchIndex
+from sostenuto.serving.invented import invented_history
 from sostenuto.serving.state_bytes import (
     INVENTED,
     StateForm,
-    invented_history,
     state_from_bytes,
     state_num_bytes,
     state_to_bytes,

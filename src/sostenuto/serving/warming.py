@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-EVENTS_AT_ONCE = 10_000  # in one transaction
+AT_ONCE = 10_000  # events in one transaction, the most that a store takes
 NO_FIELDS: dict[str, str | float] = {}
 
 
@@ -142,15 +142,15 @@ def warm_up(
     new = 0
 
     def write() -> int:
-        written = sum(answer.outcome == "new" for answer in store.append(held)) if held else 0
+        answers = [answer for at in range(0, len(held), AT_ONCE) for answer in store.append(held[at : at + AT_ONCE])]
         held.clear()
-        return written
+        return sum(answer.outcome == "new" for answer in answers)
 
     for n, user in enumerate(wanted):
         held += raw.of(user, raw.rows(user, until_ms))
         if fields := raw.user_fields(user):
             store.set_user_fields(raw.users[user], fields)
-        if len(held) >= EVENTS_AT_ONCE:
+        if len(held) >= AT_ONCE:
             new += write()
             progress(n + 1, len(wanted))
     new += write()
@@ -158,12 +158,15 @@ def warm_up(
     return new
 
 
-def moments(data: PreparedData, from_ms: int) -> Iterator[tuple[int, list[tuple[int, range]]]]:
-    """Yield the log's moments from a time on, in order: the time, and per user (index) the rows of her events then."""
+def moments(data: PreparedData, from_ms: int, until_ms: int) -> Iterator[tuple[int, list[tuple[int, range]]]]:
+    """Yield the log's moments from a time on and before another, in order.
+
+    Each is its time, and per user (index) the rows of her events then.
+    """
     b = data.behaviours
     time_ms = np.asarray(b.time_ms)
     user = np.repeat(np.arange(len(b.offsets) - 1), np.diff(b.offsets))
-    late = np.flatnonzero(time_ms >= from_ms)
+    late = np.flatnonzero((time_ms >= from_ms) & (time_ms < until_ms))
     order = late[np.lexsort((late, user[late], time_ms[late]))]
     starts = np.flatnonzero(np.diff(time_ms[order], prepend=-1) != 0)
     for at, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
@@ -173,4 +176,4 @@ def moments(data: PreparedData, from_ms: int) -> Iterator[tuple[int, list[tuple[
         yield int(time_ms[rows[0]]), [(int(user[p[0]]), range(int(p[0]), int(p[-1]) + 1)) for p in parts]
 
 
-__all__ = ["EVENTS_AT_ONCE", "RawEvents", "moments", "warm_up"]
+__all__ = ["AT_ONCE", "RawEvents", "moments", "warm_up"]

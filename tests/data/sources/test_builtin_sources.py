@@ -304,7 +304,7 @@ def test_taobao_shards_become_events_in_order_and_single_candidates(tmp_path: Pa
     pl.DataFrame(rows).write_parquet(tmp_path / "train-shard-0.parquet")
     pl.DataFrame(rows[2:]).write_parquet(tmp_path / "train-shard-1.parquet")
     pl.DataFrame(rows[:1]).write_parquet(tmp_path / "test-shard-0.parquet")
-    pl.DataFrame({"205": [4], "205_c": [[1] * 128]}).write_parquet(tmp_path / "scl_embedding_int8_p90.parquet")
+    pl.DataFrame({"205": [4, 3], "205_c": [[1] * 128] * 2}).write_parquet(tmp_path / "scl_embedding_int8_p90.parquet")
     spec = open_source("taobao-mm", tmp_path / "cache", folder=tmp_path)
     log = events(spec)
     assert log.filter(pl.col("user") == "train:1").sort("time")["item"].to_list() == [4, 5]
@@ -316,8 +316,8 @@ def test_taobao_shards_become_events_in_order_and_single_candidates(tmp_path: Pa
     for user, begin in samples.group_by("user").agg(pl.col("time").min()).iter_rows():
         assert log.filter(pl.col("user") == user)["time"].max() < begin
     items = table(spec, spec.items)
-    assert dict(items.select("item", "category").iter_rows()) == {4: 40, 5: 50, 8: 80, 9: 90}
-    assert items.filter(pl.col("image_text").is_not_null())["item"].to_list() == [4]
+    assert dict(items.select("item", "category").iter_rows()) == {4: 40, 5: 50, 8: 80, 9: 90, 3: None}
+    assert set(items.columns) == {"item", "category", "213", "214"}  # raw codes are content, no field of the item
 
 
 REAL = {"taobao-mm": "taobao-mm-demo", "lbsn-kuala-lumpur": "lbsn2vec-cities", "lbsn-sao-paulo": "lbsn2vec-cities"}

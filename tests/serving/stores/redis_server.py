@@ -33,8 +33,8 @@ class RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = ["redis-server", "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)]
         durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-        log = (self.folder / "log").open("ab")
-        self.process = subprocess.Popen([*command, *durable, *self.options], stdout=log, stderr=log)
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen([*command, *durable, *self.options], stdout=log, stderr=log)
         until = time.monotonic() + START_S
         while True:
             try:

@@ -14,7 +14,7 @@ USER, ITEM, LABEL = "129_1", "205", "label_0"
 USER_FIELDS = ("130_1", "130_2", "130_3", "130_4", "130_5")
 ITEM_FIELDS = ("206", "213", "214")
 ITEM_SEQUENCE, CATEGORY_SEQUENCE = "150_2_180", "151_2_180"
-VECTOR, VECTOR_WIDTH = "205_c", 128
+VECTOR = "205_c"
 VECTOR_FILE = "scl_embedding_int8_p90.parquet"
 BASE_MS = {"train": 1_735_689_600_000, "test": 1_738_368_000_000}  # 2025-01-01 and 2025-02-01: order only
 STEP_MS = 60_000  # between two behaviours of a sequence
@@ -92,11 +92,9 @@ def _convert(folder: Path, cache: Path) -> dict[str, int]:
     met = pl.concat(known).unique("item", keep="first", maintain_order=True)
     items = met.join(target, on="item", how="full", coalesce=True, maintain_order="left_right")
     items = items.with_columns(pl.coalesce("category", "206").alias("category")).drop("206")
-    if (folder / VECTOR_FILE).is_file():
-        vectors = pl.read_parquet(folder / VECTOR_FILE).select(
-            pl.col(ITEM).alias("item"), (pl.col(VECTOR).cast(pl.List(pl.Float32))).alias("image_text")
-        )
-        items = items.join(vectors, on="item", how="full", coalesce=True, maintain_order="left_right")
+    if (folder / VECTOR_FILE).is_file():  # their ids alone: codes are content, no column of the item
+        coded = pl.read_parquet(folder / VECTOR_FILE, columns=[ITEM]).rename({ITEM: "item"})
+        items = items.join(coded, on="item", how="full", coalesce=True, maintain_order="left_right")
     items.write_parquet(cache / "items.parquet")
     return counts
 
@@ -104,9 +102,7 @@ def _convert(folder: Path, cache: Path) -> dict[str, int]:
 def build(folder: Path, cache: Path) -> DataSpec:
     """Unfold the sequences into events and the samples into exposures of one candidate each."""
     valid_ms = BASE_MS["train"] + int(_convert(folder, cache)["train"] * TRAIN_SHARE) * 1000
-    fields: dict[str, object] = dict.fromkeys(ITEM_FIELDS[1:], "categorical")
-    if (folder / VECTOR_FILE).is_file():
-        fields["image_text"] = {"kind": "vector", "width": VECTOR_WIDTH}
+    fields = dict.fromkeys(ITEM_FIELDS[1:], "categorical")
     return make_spec(
         {
             "name": SOURCE.name,
@@ -155,7 +151,8 @@ SOURCE = Source(
         "stated here; its samples, users and items do not overlap, so it shows the format and nothing else). Order "
         "only: behaviours stand one minute apart before the split's first request, requests one second apart; train "
         "and test histories of a user are two users. A request has one candidate: read GAUC by user. The label is the "
-        "second number of label_0 (inferred: [1, 0] without a click)."
+        "second number of label_0 (inferred: [1, 0] without a click). Item vectors are content: hand their file to "
+        "`sostenuto content build --vectors`."
     ),
     home="https://taobao-mm.github.io/",
 )

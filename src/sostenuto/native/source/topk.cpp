@@ -23,6 +23,7 @@ constexpr int64_t kTogether = 4;            // candidates that meet a stretch of
 constexpr int64_t kStretchBytes = 1 << 14;  // of signatures: half of a first-level cache
 constexpr int64_t kCrowd = 16 * kRows;      // candidates that share a block of products
 constexpr int64_t kBlock = 128;             // behaviours of a block of products; a multiple of kWidth
+constexpr int64_t kTile = 16;               // behaviours turned together
 constexpr int64_t kNone = -1;
 
 // Some candidates of one request.
@@ -206,6 +207,16 @@ inline uint32_t above(const float* numbers, float bound) {
 #endif
 }
 
+// Turns `count` behaviours, the newest, at `newest`, first: (dim, kBlock). Tiles are as wide as a cache line.
+inline void turn(const float* key, int64_t dim, int64_t newest, int64_t count, float* turned) {
+  for (int64_t i = 0; i < count; i += kTile) {
+    const int64_t here = std::min(kTile, count - i);
+    const float* from = key + (newest - i) * dim;
+    for (int64_t d = 0; d < dim; ++d)
+      for (int64_t t = 0; t < here; ++t) turned[d * kBlock + i + t] = from[d - t * dim];
+  }
+}
+
 // The best of one candidate so far, some more than k: they are thinned out when the space is full. Then an older
 // behaviour must be above the k-th of them.
 struct Largest {
@@ -276,8 +287,7 @@ void sostenuto_product_top_k(const SearchShape* shape, const float* query, const
       std::vector<Largest> largest(rows, Largest(s.k));
       for (int64_t j = s.key_offsets[piece.request + 1]; j > first; j -= kBlock) {
         const int64_t count = std::min(kBlock, j - first);
-        for (int64_t i = 0; i < count; ++i)  // the newest behaviour comes first
-          for (int64_t d = 0; d < dim; ++d) turned[d * kBlock + i] = key[(j - 1 - i) * dim + d];
+        turn(key, dim, j - 1, count, turned.data());
         std::fill(found.begin(), found.begin() + rows * kBlock, 0.0f);
         // columns behind `count` hold an older block: they are multiplied and never read
         add_product(rows, kBlock, dim, query + piece.first * dim, dim, 1, turned.data(), kBlock, found.data(), kBlock);

@@ -27,7 +27,7 @@ from sostenuto.serving.http.keys import Keyring
 from sostenuto.serving.http.limits import Lane, RateLimiter
 from sostenuto.serving.http.metrics import Metrics
 from sostenuto.serving.http.operations import Operation, QueryParameter, Spooled, Text
-from sostenuto.serving.http.problems import MEDIA_TYPE, TITLES, Problem, problem_of, unavailable
+from sostenuto.serving.http.problems import MEDIA_TYPE, MOST_DETAIL, TITLES, Problem, problem_of, unavailable
 from sostenuto.serving.http.request_log import RequestLog
 from sostenuto.serving.http.settings import ServerSettings, is_loopback
 from sostenuto.serving.http.tracing import Tracer, trace_id
@@ -46,7 +46,6 @@ ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store
 CONTROL_PATIENCE = 10  # times request_timeout_s: loading a model takes longer than ranking
 CHUNK = 256 * 1024
 MOST_QUERY = 2_048  # characters
-MOST_DETAIL = 300  # characters of what a decoder says; it may name a field that was sent
 REQUEST_ID = "sostenuto.request_id"  # in the scope of other applications
 GONE = 499  # in logs only: the client went away
 _log = logging.getLogger("sostenuto.serving")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,7 @@ class Lane:
         self.name = name
         self.capacity = threads + queue
         self.under_way = 0
+        self._lock = threading.Lock()  # places are given back on the threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"sostenuto-{name}")
 
     def enter(self) -> None:
@@ -92,11 +94,13 @@ class Lane:
         """
         if self.under_way >= self.capacity:
             raise unavailable("The server has more to do than it can at the moment; try again.", f"{self.name}_full")
-        self.under_way += 1
+        with self._lock:
+            self.under_way += 1
 
     def leave(self) -> None:
         """Give a place back that `run` was not called for."""
-        self.under_way -= 1
+        with self._lock:
+            self.under_way -= 1
 
     async def run(self, call: Callable[..., T], *arguments: Any, timeout_s: float) -> T:
         """Call on a thread; the place is given back when the thread is done.
@@ -105,22 +109,23 @@ class Lane:
             Problem: 503, it took too long.
         """
         threads = self._pool.submit(call, *arguments)
+        threads.add_done_callback(lambda _: self.leave())
         future = asyncio.wrap_future(threads)
-        future.add_done_callback(self._done)
         done, _ = await asyncio.wait((future,), timeout=timeout_s)
         if not done:
             threads.cancel()  # does nothing where it has begun: then the future ends with the thread
+            future.add_done_callback(_look_at)
             raise unavailable("The server took too long to answer; try again.", "timeout")
         return future.result()
-
-    def _done(self, future: asyncio.Future[Any]) -> None:
-        self.under_way -= 1
-        if not future.cancelled():
-            future.exception()  # perhaps nobody waits for it any more
 
     def close(self) -> None:
         """Wait for the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()  # nobody is there to take it any more
 
 
 __all__ = ["Lane", "RateLimiter", "TokenBucket"]

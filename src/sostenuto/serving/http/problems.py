@@ -18,6 +18,7 @@ from sostenuto.schema.errors import (
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_S = 1  # said where nothing better is known
+MOST_DETAIL = 300  # characters of a sentence that may name something that was sent
 
 # status -> title; `type` stays about:blank, so the title is the status' own phrase or says more in one line
 TITLES: Mapping[int, str] = {
@@ -76,9 +77,9 @@ def problem_of(error: BaseException) -> Problem:
     return Problem(500, "Something went wrong on the server. Its log has more under this request id.", "defect")
 
 
-def refused_event(error: DataError, position: int) -> Problem:
-    """Return what is wrong with one event of a batch; the sentences of `schema.events` are made for senders."""
-    return Problem(422, f"events[{position}]: {error}", "refused")
+def refused_data(error: DataError, where: str = "") -> Problem:
+    """Return what is wrong with what was sent to be stored, as `schema.events` and stores say it."""
+    return Problem(422, where + str(error)[:MOST_DETAIL], "refused")
 
 
 def unavailable(detail: str, reason: str, retry_s: int = RETRY_S) -> Problem:
@@ -86,4 +87,4 @@ def unavailable(detail: str, reason: str, retry_s: int = RETRY_S) -> Problem:
     return Problem(503, detail, reason, {"retry-after": str(retry_s)})
 
 
-__all__ = ["MEDIA_TYPE", "RETRY_S", "TITLES", "Problem", "problem_of", "refused_event", "unavailable"]
+__all__ = ["MEDIA_TYPE", "MOST_DETAIL", "RETRY_S", "TITLES", "Problem", "problem_of", "refused_data", "unavailable"]

@@ -16,7 +16,7 @@ from sostenuto.serving import service as values
 from sostenuto.serving.http import metrics, wire
 from sostenuto.serving.http.call import Call
 from sostenuto.serving.http.operations import Operation, QueryParameter, Spooled, Text
-from sostenuto.serving.http.problems import Problem, refused_event, unavailable
+from sostenuto.serving.http.problems import Problem, refused_data, unavailable
 from sostenuto.serving.served_log import ServedList
 
 if TYPE_CHECKING:
@@ -244,8 +244,11 @@ def append(edge: Edge, call: Call) -> wire.Receipts:
                 )
             )
         except DataError as error:
-            raise refused_event(error, position) from error
-    receipts = edge.service.append(events)
+            raise refused_data(error, f"events[{position}]: ") from error
+    try:
+        receipts = edge.service.append(events)
+    except DataError as error:
+        raise refused_data(error) from error
     for receipt in receipts:
         edge.metrics.events.labels(receipt.outcome).inc()
     return wire.Receipts(
@@ -308,7 +311,10 @@ def export_user(edge: Edge, call: Call) -> Spooled:
 
 def set_user_fields(edge: Edge, call: Call) -> wire.Done:
     """Replace what is known of a user."""
-    edge.service.set_user_fields(call.parameters["user_id"], call.body.fields)
+    try:
+        edge.service.set_user_fields(call.parameters["user_id"], call.body.fields)
+    except DataError as error:
+        raise refused_data(error) from error
     return wire.Done(request_id=call.request_id)
 
 
@@ -336,9 +342,13 @@ def put_items(edge: Edge, call: Call) -> wire.ItemsStored:
     """Store what is known of items."""
     sent: wire.SentItems = call.body
     _check_distinct("items", [item.item_id for item in sent.items])
-    revision = edge.service.put_items(
-        [values.ItemRecord(item_id=item.item_id, categories=item.categories, fields=item.fields) for item in sent.items]
-    )
+    records = [
+        values.ItemRecord(item_id=item.item_id, categories=item.categories, fields=item.fields) for item in sent.items
+    ]
+    try:
+        revision = edge.service.put_items(records)
+    except DataError as error:
+        raise refused_data(error) from error
     edge.log.audit("put_items", request_id=call.request_id, key=call.key_id, items=len(sent.items))
     return wire.ItemsStored(request_id=call.request_id, count=len(sent.items), revision=revision)
 

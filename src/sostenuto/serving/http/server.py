@@ -22,6 +22,7 @@ from sostenuto.serving.service import RankingService
 
 # what is told to the protocol through the environment of the process, since uvicorn makes it from a bare class
 HEADER_BYTES, HEADER_TIMEOUT = "SOSTENUTO_HEADER_BYTES", "SOSTENUTO_HEADER_TIMEOUT_S"
+WORKER_PATIENCE_S = 30  # a worker that says nothing for so long is replaced; importing torch takes some seconds
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -133,6 +134,7 @@ def serve(make_service: Callable[[], RankingService], settings: ServerSettings) 
             log_config=_logging(),
             limit_concurrency=limits.connections,
             timeout_keep_alive=limits.keep_alive_s,
+            timeout_worker_healthcheck=WORKER_PATIENCE_S,
             timeout_graceful_shutdown=max(1, round(settings.graceful_s)),
             ssl_certfile=_text(settings.tls_certificate),
             ssl_keyfile=_text(settings.tls_key),

@@ -1,8 +1,8 @@
 """GroupCommitter: many small writes share one wait for the disk.
 
 Bringing a transaction onto the disk takes milliseconds, whatever its size. While one group is being written, whoever
-comes waits; then all who wait are the next group, one transaction. So a single caller never waits for company, and under
-load the disk is waited for once per group. Each caller gets his own answers, once they are durable.
+comes waits; then all who wait are the next group, one transaction. So a single caller never waits for company, and
+under load the disk is waited for once per group. Each caller gets his own answers, once they are durable.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class GroupCommitter:
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            group = []
+            group: list[tuple[Sequence[Event], Future[list[Appended]]]] = []
             size = 0
             while self._queue and (not group or size + len(self._queue[0][0]) <= config.most_events):
                 group.append(self._queue.popleft())

@@ -1,8 +1,5 @@
 """LmdbStore: the store inside the process, one folder, made for one machine and several processes.
 
-    data.mdb, lock.mdb   LMDB's own
-    store.lock           held (shared) by whoever has the store open, held alone by whoever rewrites it
-
 Databases of the file, keys big-endian so that they sort as numbers do:
 
     meta         counters, layout, salt
@@ -14,42 +11,31 @@ Databases of the file, keys big-endian so that they sort as numbers do:
     user_fields  user code -> JSON                       states       model code, user code -> state
     items        item id -> revision, JSON               item_stream  item revision -> item id
     deleted      salted hash of a user id -> sequence
-
-Every commit is on the disk when it returns (LMDB syncs data, then the page that makes them valid). A process that is
-killed while it writes leaves the last whole transaction, and the lock frees itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
 import secrets
-import shutil
 import struct
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sostenuto.schema.errors import (
-    MissingExtra,
-    SpecError,
-    StoreBusy,
     StoreDamaged,
     StoreError,
-    StoreFull,
     StoreGone,
 )
 from sostenuto.schema.events import Event, check_id
 from sostenuto.serving.stores.consistency import problems_of_user
 from sostenuto.serving.stores.layout import ACTION, ITEM, PLACE, RecordLayout
+from sostenuto.serving.stores.lmdb_file import LmdbFile
 from sostenuto.serving.stores.packing import (
     CHANGE,
     CODE,
@@ -101,16 +87,13 @@ from sostenuto.serving.stores.store import (
 )
 
 if TYPE_CHECKING:
-    from lmdb import Environment, Transaction
+    from lmdb import Transaction
 
 Array = npt.NDArray[Any]
 Result = TypeVar("Result")
 
 FORMAT = 1
 MOST_BYTES = 64 * 2**30  # address space, not disk: the file has what was written
-LEAST_BYTES = 2**20
-RESERVE = 4 * 2**20  # first step beyond the limit when a full store is to delete something
-WAIT_S = 5.0  # for a rewrite by another process
 PAGE = 1_000  # users, names or changes of one transaction of a long walk
 WALKED_BACK = 4_096  # new events read one by one from the end; more are read all at once
 DATABASES = (
@@ -120,43 +103,6 @@ DATABASES = (
 ID = struct.Struct(f">{HASH_BYTES}sQ")
 STATE_KEY = struct.Struct(">II")
 MODEL = "model"  # kind of names for model versions, beside those of the layout
-NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
-
-
-class _Gate:
-    """Many may be inside, or one alone: a map of the file is replaced only while nobody reads through it."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0
-        self._alone = False
-
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._changed:
-            while self._alone:
-                self._changed.wait()
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                if not self._inside:
-                    self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._changed:
-            while self._alone or self._inside:
-                self._changed.wait()
-            self._alone = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._alone = False
-                self._changed.notify_all()
 
 
 class LmdbStore:
@@ -184,117 +130,15 @@ class LmdbStore:
             StoreDamaged: the file is no whole store.
             StoreBusy: it is being rewritten, or this process has it open already.
         """
-        try:
-            import lmdb
-        except ImportError as error:
-            raise MissingExtra(
-                "an embedded store needs the package lmdb, which is not installed; pip install 'sostenuto[serve]'"
-            ) from error
-        if most_bytes < LEAST_BYTES:
-            raise SpecError(f"most_bytes of a store must be at least {LEAST_BYTES:,}, got {most_bytes:,}; give it more")
-        self._lmdb = lmdb
         self.folder = Path(folder)
-        self._most_bytes = most_bytes
-        self._gate = _Gate()
-        self._env: Environment | None = None
-        self._lock: IO[bytes] | None = None
-        there = (self.folder / "data.mdb").is_file()
-        if not there and layout is None:
+        if not (self.folder / "data.mdb").is_file() and layout is None:
             raise StoreGone(f"a store must be at {self.folder}, there is none; name its folder, or make one by serving")
+        self._file = LmdbFile(self.folder, DATABASES, fixed=("events", "ids"), most_bytes=most_bytes)
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = self._locked()
-            self._remove_leftovers()
-            self._open()
             self._begin_or_check(layout)
-        except OSError as error:
-            self._let_go()
-            raise StoreGone(
-                f"a store must be a folder that can be written, {self.folder} is not ({error.strerror}); name another"
-            ) from error
         except BaseException:
-            self._let_go()
+            self._file.close()
             raise
-
-    # opening, closing, and what may go wrong
-
-    def _locked(self) -> IO[bytes]:
-        import fcntl
-
-        file = (self.folder / "store.lock").open("ab")
-        until = time.monotonic() + WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    file.close()
-                    raise StoreBusy(f"{self.folder} must not be being rewritten, it is; come back later") from None
-                time.sleep(0.02)
-            else:
-                return file
-
-    def _remove_leftovers(self) -> None:
-        """Remove what a killed rewrite left, when nobody else is there who might be rewriting."""
-        import fcntl
-
-        left = self.folder / "rewriting"
-        if left.exists() and self._lock is not None:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            shutil.rmtree(left)
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
-
-    def _open(self) -> None:
-        try:
-            self._env = self._lmdb.open(
-                str(self.folder),
-                map_size=self._most_bytes,
-                max_dbs=len(DATABASES),
-                max_readers=1_024,
-                max_spare_txns=1,
-                mode=0o700,
-                metasync=True,
-                sync=True,
-            )
-            self._env.reader_check()  # frees what killed readers held
-            self._refuse_short_file(self._env)
-            fixed = ("events", "ids")
-            self._db = {
-                name: self._env.open_db(name.encode(), dupsort=name in fixed, dupfixed=name in fixed)
-                for name in DATABASES
-            }
-        except self._lmdb.Error as error:
-            raise self._told(error) from error
-
-    def _refuse_short_file(self, env: Environment) -> None:
-        """Refuse a file that ends before its last page: reading the map behind the end would end the process.
-
-        Pages behind the end may be free ones that were never written; so such a file is walked through first.
-        """
-        file = self.folder / "data.mdb"
-        with env.begin(write=True) as txn:  # nobody else writes meanwhile; this reads no page but the first two
-            wanted = txn.stat()["psize"] * (env.info()["last_pgno"] + 1)
-            size = file.stat().st_size
-            problems = self._file_problems() if size < wanted else []
-            txn.abort()
-        if problems:
-            raise StoreDamaged(
-                f"{file} must have {wanted:,} bytes, it has {size:,} ({problems[0]}); "
-                "restore a backup into a new folder"
-            )
-
-    def _file_problems(self) -> list[str]:
-        """Walk through the file without LMDB, which trusts what it reads."""
-        from lmdb import verify
-
-        try:
-            found: list[str] = verify.verify(str(self.folder))  # type: ignore[no-untyped-call]
-        except verify.VerifyError as error:
-            return [str(error)]
-        return found
 
     def _begin_or_check(self, layout: RecordLayout | None) -> None:
         with self._writing() as txn:
@@ -326,18 +170,9 @@ class LmdbStore:
         self._event_end = struct.Struct(f"<IIIf{own}")
         check_layout(self.layout, layout, str(self.folder))
 
-    def _let_go(self) -> None:
-        env, self._env = self._env, None
-        lock, self._lock = self._lock, None
-        if env is not None:
-            with self._gate.alone():
-                env.close()
-        if lock is not None:
-            lock.close()
-
     def close(self) -> None:
         """Let go of it. Further calls raise `StoreGone`."""
-        self._let_go()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -345,85 +180,15 @@ class LmdbStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _told(self, error: Exception) -> StoreError:
-        """Return our error for one of LMDB's."""
-        lmdb, where = self._lmdb, str(self.folder)
-        code = getattr(error, "code", 0)
-        if isinstance(error, lmdb.MapFullError):
-            return StoreFull(
-                f"{where} must stay below {self._most_bytes:,} bytes, it would not; compact it, or open it with a "
-                "higher limit"
-            )
-        if code in NO_SPACE or isinstance(error, lmdb.TxnFullError):
-            return StoreFull(f"{where} must have room, it has none ({error}); free some on its disk, or compact it")
-        damaged = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
-        if isinstance(error, (*damaged, lmdb.CursorFullError, lmdb.PageFullError, lmdb.IncompatibleError)):
-            return StoreDamaged(
-                f"{where} must be a whole store, it is not ({error}); look at it with `sostenuto store verify`, and "
-                "restore a backup into a new folder"
-            )
-        if "already open" in str(error):
-            return StoreBusy(f"{where} must be opened once in a process, it is open already; share that one")
-        return StoreGone(f"{where} must be readable and writable, it is not ({error}); see to its disk and rights")
-
-    def _environment(self) -> Environment:
-        env = self._env
-        if env is None:
-            raise StoreGone(f"the store {self.folder} must be open, it was closed; open it again")
-        return env
-
-    def _begin(self, write: bool) -> Transaction[memoryview]:
-        return self._environment().begin(write=write, buffers=True)
-
-    @contextlib.contextmanager
-    def _transaction(self, write: bool) -> Iterator[Transaction[memoryview]]:
-        """One transaction; all or nothing. What is read is bytes of the map: good until the end of it only."""
-        while True:
-            with self._gate.shared():
-                try:
-                    txn = self._begin(write)
-                except self._lmdb.MapResizedError:
-                    pass  # another process went beyond our map
-                except self._lmdb.Error as error:
-                    raise self._told(error) from error
-                else:
-                    try:
-                        with txn:
-                            yield txn
-                    except self._lmdb.Error as error:
-                        raise self._told(error) from error
-                    return
-            self._resize(0)
-
     def _reading(self) -> contextlib.AbstractContextManager[Transaction[memoryview]]:
-        return self._transaction(False)
+        return self._file.transaction()
 
     def _writing(self) -> contextlib.AbstractContextManager[Transaction[memoryview]]:
-        return self._transaction(True)
+        return self._file.transaction(write=True)
 
-    def _resize(self, size: int) -> None:
-        with self._gate.alone():
-            try:
-                self._environment().set_mapsize(size)
-            except self._lmdb.Error as error:
-                raise self._told(error) from error
-
-    def _even_if_full(self, step: Callable[[Transaction[memoryview]], Result]) -> Result:
-        """Run a step that frees room. It needs some first, and may go beyond the limit for that."""
-        reserve = 0
-        try:
-            while True:
-                try:
-                    with self._writing() as txn:
-                        return step(txn)
-                except StoreFull as error:
-                    if reserve >= self._most_bytes or not isinstance(error.__cause__, self._lmdb.MapFullError):
-                        raise
-                reserve = max(2 * reserve, RESERVE)
-                self._resize(self._most_bytes + reserve)
-        finally:
-            if reserve:
-                self._resize(self._most_bytes)  # LMDB keeps what is in use
+    @property
+    def _db(self) -> dict[str, Any]:
+        return self._file.db
 
     # small things in meta
 
@@ -845,7 +610,7 @@ class LmdbStore:
             return done
 
         total = 0
-        while done := self._even_if_full(some):
+        while done := self._file.even_if_full(some):
             total += done
         return total
 
@@ -873,7 +638,7 @@ class LmdbStore:
             txn.put(gone.user_hash, NUMBER.pack(gone.sequence), db=self._db["deleted"])
             return gone
 
-        return self._even_if_full(step)
+        return self._file.even_if_full(step)
 
     def _mark(self, txn: Transaction[memoryview], kind: int, user: int) -> int:
         """Give a sequence to a change that is no event."""
@@ -895,7 +660,7 @@ class LmdbStore:
         users = events = 0
         if policy.most_events is not None or policy.most_age_ms is not None:
             for user_id in self.users():
-                dropped = self._even_if_full(partial(self._compact_user, user_id, policy, now_ms))
+                dropped = self._file.even_if_full(partial(self._compact_user, user_id, policy, now_ms))
                 users += dropped > 0
                 events += dropped
         return Compacted(users=users, events=events, changes=self._trim() if policy.trim_stream else 0)
@@ -921,7 +686,7 @@ class LmdbStore:
 
     def _trim(self) -> int:
         total = 0
-        while done := self._even_if_full(self._trim_some):
+        while done := self._file.even_if_full(self._trim_some):
             total += done
         return total
 
@@ -944,44 +709,13 @@ class LmdbStore:
 
     def rewrite(self) -> None:
         """Write the file anew, without what was deleted."""
-        import fcntl
-
-        self._environment()
-        assert self._lock is not None
-        with self._gate.alone():
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                fcntl.flock(self._lock, fcntl.LOCK_SH)
-                raise StoreBusy(
-                    f"{self.folder} must be open nowhere else to be rewritten, it is; end the servers first"
-                ) from error
-            aside = self.folder / "rewriting"
-            try:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(mode=0o700)
-                self._environment().copy(str(aside), compact=True)
-                with (aside / "data.mdb").open("rb") as written:
-                    os.fsync(written.fileno())
-                self._environment().close()
-                self._env = None
-                (aside / "data.mdb").replace(self.folder / "data.mdb")
-                (self.folder / "lock.mdb").unlink(missing_ok=True)
-                aside.rmdir()
-                _sync_folder(self.folder)
-                self._open()
-            except self._lmdb.Error as error:
-                raise self._told(error) from error
-            except OSError as error:
-                raise self._told(self._lmdb.Error(str(error), error.errno or 0)) from error
-            finally:
-                fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._file.rewrite()
 
     # looking at it as a whole
 
     def stats(self) -> StoreStats:
         """Count."""
-        env = self._environment()
+        env = self._file.env
         with self._reading() as txn:
             page = txn.stat()["psize"]
             pages = env.info()["last_pgno"] + 1
@@ -996,14 +730,14 @@ class LmdbStore:
                 deleted=self._count(txn, "deleted"),
                 last_sequence=int(self._get(txn, "sequence")),
                 bytes=page * pages,
-                most_bytes=self._most_bytes,
+                most_bytes=self._file.most_bytes,
                 cursors=self._cursors(txn),
             )
 
     def verify(self) -> list[str]:
         """Walk through the file, then through what it holds."""
         with self._writing() as txn:  # the file stands still meanwhile
-            problems = self._file_problems()
+            problems = self._file.problems()
             if problems:
                 return problems
             last, next_user = int(self._get(txn, "sequence")), int(self._get(txn, "next_user"))
@@ -1142,15 +876,6 @@ class _Growing:
             floor_ms=self.floor_ms,
             born=self._head.born,
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make sure that names in a folder are on the disk."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 __all__ = ["FORMAT", "MOST_BYTES", "LmdbStore"]

@@ -6,8 +6,8 @@ A backup is a folder of JSON lines and `.npy` files that any store can be filled
     names.jsonl, items.jsonl, deletions.jsonl
     backup.json                            counters, layout, bytes and sha256 of every file; written last
 
-It holds everything up to the sequence at which it was begun, and nothing beyond. Encoded states are not in it: they are
-made again. Whoever was deleted after that is left out when it is restored: stores keep a list of salted hashes for that.
+It holds all events up to the sequence at which it was begun, and none beyond. Encoded states are not in it: they are
+made again. Whoever was deleted after that is left out when it is restored: stores keep a list of salted hashes for it.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ def backup(store: Store, folder: str | Path) -> Moved:
     users = events = items = 0
     for at, page in enumerate(_until(store.user_pages(EVENTS_A_PAGE), summary.last_sequence)):
         _write_lines(partial / f"users-{at:05d}.jsonl", (_user_line(user) for user in page))
-        records = np.concatenate([np.empty(0, store.layout.dtype), *(user.records for user in page)])
-        np.save(partial / f"events-{at:05d}.npy", records.view(np.uint8).reshape(len(records), -1))
+        packed = b"".join(user.records.tobytes() for user in page)  # joined as bytes: numpy would turn their order
+        records = np.frombuffer(packed, np.uint8).reshape(-1, store.layout.dtype.itemsize)
+        np.save(partial / f"events-{at:05d}.npy", records)
         users, events = users + len(page), events + len(records)
     # names last: every code that an event holds has its name by now
     _write_lines(

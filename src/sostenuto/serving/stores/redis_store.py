@@ -29,7 +29,15 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from sostenuto.schema.errors import MissingExtra, SpecError, StoreDamaged, StoreError, StoreFull, StoreGone
+from sostenuto.schema.errors import (
+    MissingExtra,
+    SpecError,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreGone,
+    did_you_mean,
+)
 from sostenuto.schema.events import Event, check_id
 from sostenuto.serving.stores.consistency import problems_of_user
 from sostenuto.serving.stores.layout import RecordLayout
@@ -88,6 +96,8 @@ REWRITE_S = 600.0
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 NO_EVICTION = {"maxmemory-policy": "noeviction"}
 OUTCOMES = ("new", "duplicate", "expired")
+# of the URL; what comes behind `name` is the client's
+OPTIONS = ("name", "db", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -121,7 +131,7 @@ class RedisStore:
             raise MissingExtra(
                 "a store on Redis needs the package redis, which is not installed; pip install 'sostenuto[redis]'"
             ) from error
-        self._redis = redis
+        self._errors = redis.exceptions
         server, name, self.location = parse_url(url)
         self._prefix = f"{name}:"
         no_retry = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # what may be sent again is known here, not there
@@ -148,7 +158,7 @@ class RedisStore:
         try:
             told = self._run(lambda server: server.config_get(*DURABLE, *NO_EVICTION))
         except StoreError as error:
-            if not isinstance(error.__cause__, self._redis.ResponseError):
+            if not isinstance(error.__cause__, self._errors.ResponseError):
                 raise
             told = {}  # CONFIG is forbidden
         told = {_text(name): _text(value) for name, value in told.items()}
@@ -200,12 +210,12 @@ class RedisStore:
 
     def _told(self, error: Exception) -> StoreError:
         """Return our error for one of the client's. Its text never holds the URL, which may hold a password."""
-        redis, where, text = self._redis, self.location, str(error)
-        if isinstance(error, redis.OutOfMemoryError) or text.startswith("OOM") or "No space left" in text:
+        errors, where, text = self._errors, self.location, str(error)
+        if isinstance(error, errors.OutOfMemoryError) or text.startswith("OOM") or "No space left" in text:
             return StoreFull(f"{where} must have room, it has none; compact it, or raise the server's maxmemory")
         if "HISTORYFULL" in text:
             return StoreFull(f"a history in {where} must stay below 512 MB, one would not; compact the store")
-        if isinstance(error, redis.ResponseError) and text.startswith("WRONGTYPE"):
+        if isinstance(error, errors.ResponseError) and text.startswith("WRONGTYPE"):
             return StoreDamaged(
                 f"{where} must be a whole store, it is not ({text}); restore a backup under another name"
             )
@@ -216,15 +226,15 @@ class RedisStore:
         server = self._server
         if server is None:
             raise StoreGone(f"the store {self.location} must be open, it was closed; open it again")
-        lost = (self._redis.ConnectionError, self._redis.TimeoutError)
+        lost = (self._errors.ConnectionError, self._errors.TimeoutError)
         try:
             try:
                 return step(server)
             except lost as error:
-                if not again or isinstance(error, self._redis.BusyLoadingError):
+                if not again or isinstance(error, self._errors.BusyLoadingError):
                     raise
                 return step(server)
-        except self._redis.RedisError as error:
+        except self._errors.RedisError as error:
             raise self._told(error) from error
 
     def _ask(self, *command: Any) -> Any:
@@ -236,7 +246,7 @@ class RedisStore:
             if known is not None:
                 try:
                     return server.evalsha(known, 1, self._prefix, *args)
-                except self._redis.NoScriptError:  # the server was restarted
+                except self._errors.NoScriptError:  # the server was restarted
                     pass
             self._hashes[name] = _text(server.script_load(self._scripts[name]))
             return server.evalsha(self._hashes[name], 1, self._prefix, *args)
@@ -335,12 +345,14 @@ class RedisStore:
             return None
         return StoredHistory.of(found.head, cut_records(found.records, before_ms, after_sequence))
 
-    def _user_id_pages(self) -> Iterator[list[str]]:
+    def _codes_and_ids(self) -> Iterator[tuple[int, str]]:
         first, end = 1, self._number("next_user")
         while first < end:
             codes = range(first, min(first + PAGE, end))
             found = self._ask("HMGET", self._key("user_ids"), *map(str, codes))
-            yield [_text(user_id) for user_id in found if user_id is not None]
+            yield from (
+                (code, _text(user_id)) for code, user_id in zip(codes, found, strict=True) if user_id is not None
+            )
             first = codes.stop
 
     def user_pages(self, batch: int) -> Iterator[list[StoredUser]]:
@@ -365,8 +377,8 @@ class RedisStore:
 
     def users(self) -> Iterator[str]:
         """Yield user ids by code."""
-        for page in self._user_id_pages():
-            yield from page
+        for _, user_id in self._codes_and_ids():
+            yield user_id
 
     # the stream
 
@@ -547,11 +559,11 @@ class RedisStore:
         """Walk through what the store holds, user by user."""
         problems: list[str] = []
         known = [self._ask("LLEN", self._key(f"names:{kind}")) for kind in range(3)]
-        for user_id in self.users():
+        for code, user_id in self._codes_and_ids():
             told = self._script("whole_user", user_id)
             if told is None:
-                if self.head(user_id) is not None or self.user_id(0) is not None:
-                    problems.append("a user has a code and no head")
+                if self.user_id(code) is not None:  # else she was deleted meanwhile
+                    problems.append(f"user {code}: she has a code and no head")
                 continue
             packed, records, flat, back = told
             head = unpack_head(packed)
@@ -691,6 +703,12 @@ def parse_url(url: str) -> tuple[str, str, str]:
     name = names[0] if names else "sostenuto"
     if not NAME.fullmatch(name):
         raise SpecError(f"name of a Redis store must be of letters, digits, '_', '.' and '-', got {name!r}; rename it")
+    for option, _ in options:
+        if option not in OPTIONS:
+            raise SpecError(
+                f"options of a Redis store must be of {', '.join(OPTIONS)}, got {option!r}; leave it out."
+                f"{did_you_mean(option, OPTIONS)}"
+            )
     others = urlencode([each for each in options if each[0] != "name"])
     server = url.partition("?")[0] + (f"?{others}" if others else "")
     host = parts.netloc.rsplit("@", 1)[-1]

@@ -93,7 +93,7 @@ def event_blocks(pages: Iterable[list[StoredUser]], layout: RecordLayout, batch:
 
 def _block(users: list[StoredUser], layout: RecordLayout) -> EventBlock:
     codes = np.repeat([user.head.user for user in users], [len(user.records) for user in users]).astype(np.uint32)
-    return EventBlock.of(codes, np.concatenate([np.empty(0, layout.dtype), *(user.records for user in users)]))
+    return EventBlock.of(codes, np.frombuffer(b"".join(user.records.tobytes() for user in users), layout.dtype))
 
 
 def item_pages(store: Store) -> Iterator[StoredItem]:

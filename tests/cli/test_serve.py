@@ -1,0 +1,148 @@
+"""`sostenuto serve`: keys, settings, and a real server over a real bundle and store."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.serving.http.running import free_port
+from tests.serving.small_bundles import exported, write_whole
+from typer.testing import CliRunner
+
+from sostenuto.cli.main import app
+from sostenuto.cli.serve import resolve, without_password
+from sostenuto.schema.errors import SpecError
+
+ROOT = Path(__file__).parents[2]
+
+
+def said(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_keys_are_added_listed_and_revoked(tmp_path):
+    file = tmp_path / "keys.json"
+    made = json.loads(said("serve", "keys", "add", "--keys", file, "--name", "shop", "--scope", "rank", "--json"))
+    assert made["key"].startswith("sst_" + made["id"])
+    assert said("serve", "keys", "add", "--keys", file, "--name", "loader", "--scope", "events").startswith("sst_")
+    listed = json.loads(said("serve", "keys", "list", "--keys", file, "--json"))
+    assert [(key["name"], key["scopes"]) for key in listed] == [("shop", ["rank"]), ("loader", ["events"])]
+    assert made["key"] not in said("serve", "keys", "list", "--keys", file)
+    said("serve", "keys", "revoke", made["id"], "--keys", file)
+    assert len(json.loads(said("serve", "keys", "list", "--keys", file, "--json"))) == 1
+    wrong = CliRunner().invoke(app, ["serve", "keys", "add", "--keys", str(file), "--name", "x", "--scope", "rnak"])
+    assert wrong.exit_code == 2
+
+
+def test_options_win_over_the_file_and_misspelt_settings_are_refused(tmp_path):
+    file = tmp_path / "server.toml"
+    file.write_text(
+        'port = 9000\nworkers = 2\n[limits]\ncandidates = 50\n[served]\nfolder = "lists"\nfsync = "always"\n'
+        '[service]\nstore = "somewhere"\nthreads = 2\n'
+    )
+    server, service = resolve(file, {"port": 9001, "served": tmp_path / "other"}, {"store": None, "control": None})
+    assert (server.port, server.workers, server.limits.candidates) == (9001, 2, 50)
+    assert (server.served.folder, server.served.fsync) == (tmp_path / "other", "always")
+    assert (service.store, service.threads) == ("somewhere", 2)
+    for text, name in (
+        ("prot = 1", "port"),
+        ("[limits]\ncandidate = 5", "candidates"),
+        ("[service]\nthread = 1", "threads"),
+        ('port = "x"', "int"),
+        ("port = 70000", "65535"),
+        ("[limits]\nevents = 0", "events"),
+        ('[served]\nfolder = "x"\nfsync = "maybe"', "fsync"),
+        ("port =", "TOML"),
+        ('host = "0.0.0.0"', "keys add"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SpecError, match=name):
+            resolve(file, {"served": None}, {})
+
+
+def test_a_wrong_bundle_is_refused_before_anything_starts(tmp_path):
+    done = CliRunner().invoke(app, ["serve", str(tmp_path / "nothing")])
+    assert done.exit_code in {1, 2}
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_shown_without_a_start(tmp_path):
+    shown = json.loads(said("serve", tmp_path, "--port", 9, "--show-settings"))
+    assert (shown["port"], shown["limits"]["events"], shown["service"]["threads"]) == (9, 1000, 1)
+
+
+def test_passwords_are_not_shown():
+    assert without_password("redis://:p%40ss@h/0") == "redis://h/0"
+    assert without_password("some/folder@x") == "some/folder@x"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("serve")
+    exported(write_whole(folder / "prepared"), "sdim", folder / "sdim")
+    return folder / "sdim"
+
+
+@contextlib.contextmanager
+def served(bundle: Path, *arguments: object):
+    port = free_port()
+    command = [sys.executable, "-m", "sostenuto", "serve", str(bundle), "--port", str(port), *map(str, arguments)]
+    process = subprocess.Popen(
+        command, cwd=bundle.parent, env={**os.environ, "PYTHONPATH": f"{ROOT}/src"}, stderr=subprocess.PIPE
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(url + "/readyz", timeout=5).status_code == 200:
+                    break
+            time.sleep(0.1)
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield client
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stderr.close()
+
+
+def test_a_bundle_is_served_over_a_new_store_and_events_survive_a_restart(bundle, tmp_path):
+    ids = ["i1", "i2", "i3", "nobody-knows-this"]
+    options = ["--store", tmp_path / "store", "--log", tmp_path / "log.jsonl", "--served", tmp_path / "lists"]
+    body = {"user_id": "new user", "candidates": ids, "time_ms": 10_000}
+    with served(bundle, *options) as client:
+        cold = client.post("/v1/rank", json=body).json()
+        assert (cold["state"], cold["history_length"]) == ("cold", 0)
+        assert sorted(cold["items"]) == sorted(ids)
+        event = {"user_id": "new user", "item_id": "i2", "time_ms": 5_000, "event_id": "e1"}
+        assert client.post("/v1/events", json=event).json()["events"][0]["outcome"] == "new"
+        warm = client.post("/v1/rank", json=body).json()
+        assert warm["history_length"] == 1
+        refused = client.post("/v1/events", json={**event, "fields": {"no such field": 1}})
+        assert refused.status_code == 422
+        assert client.post("/v1/rank", json={**body, "candidate_fields": {"x": [1] * 4}}).status_code == 422
+        version = client.get("/v1/models").json()["traffic"]["main"]
+    with served(bundle, *options, "--workers", 2) as client:
+        assert client.get("/v1/models").json()["traffic"]["main"] == version
+        again = client.post("/v1/rank", json=body).json()
+        assert again["items"] == warm["items"]
+        assert again["scores"] == pytest.approx(warm["scores"], abs=1e-5)
+        assert client.post("/v1/events", json=event).json()["events"][0]["outcome"] == "duplicate"
+        gone = client.delete("/v1/users/new%20user").json()
+        assert (gone["events"], gone["served_lists"]) == (1, 3)
+        after = client.post("/v1/rank", json=body).json()
+        assert (after["state"], after["scores"]) == ("cold", cold["scores"])

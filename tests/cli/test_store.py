@@ -1,0 +1,64 @@
+"""`sostenuto store` on small stores."""
+
+import json
+
+import pytest
+from tests.serving.stores.events import event
+from tests.serving.stores.redis_server import start_redis
+
+from sostenuto.serving.stores.layout import RecordLayout
+from sostenuto.serving.stores.opening import open_store
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with open_store(tmp_path / "store", RecordLayout()) as store:
+        store.append([event(at, user=f"u{at % 3}") for at in range(30)])
+        store.set_cursor("encoder", 10)
+    return tmp_path / "store"
+
+
+def test_a_store_is_counted_and_verified(call, folder):
+    told = json.loads(call("store", "stats", folder, "--json").stdout)
+    assert (told["users"], told["events"], told["cursors"]) == (3, 30, {"encoder": 10})
+    assert "encoder: 20 behind" in call("store", "stats", f"lmdb:{folder}").stdout
+    assert json.loads(call("store", "verify", folder, "--json").stdout) == {"problems": []}
+    assert "none" in call("store", "verify", folder).stdout
+
+
+def test_a_store_is_compacted(call, folder):
+    told = json.loads(call("store", "compact", folder, "--most-events", 4, "--rewrite", "--json").stdout)
+    assert told == {"users": 3, "events": 18, "changes": 0, "rewritten": True}
+    assert json.loads(call("store", "compact", folder, "--most-days", 1, "--json").stdout)["events"] == 12
+
+
+def test_a_backup_is_restored_without_the_deleted(call, folder, tmp_path):
+    assert json.loads(call("store", "backup", folder, tmp_path / "backup", "--json").stdout)["events"] == 30
+    with open_store(folder) as store:
+        store.delete_user("u1")
+    answer = call("store", "restore", tmp_path / "backup", tmp_path / "new", code=2)
+    assert "--deletions STORE_OR_BACKUP" in answer.stderr
+    told = call("store", "restore", tmp_path / "backup", tmp_path / "new", "--deletions", folder, "--json").stdout
+    assert json.loads(told)["left_out"] == 1
+    call("store", "backup", folder, tmp_path / "later")
+    told = call("store", "restore", tmp_path / "backup", tmp_path / "new2", "--deletions", tmp_path / "later", "--json")
+    assert json.loads(told.stdout)["users"] == 2
+    assert "30" in call("store", "restore", tmp_path / "backup", tmp_path / "new3", "--no-deletions").stdout
+    answer = call("store", "restore", tmp_path / "backup", tmp_path / "new3", "--no-deletions", code=1)
+    assert "must be empty" in answer.stderr
+
+
+def test_a_store_migrates_to_a_server_and_back(call, folder, tmp_path):
+    server = start_redis(tmp_path / "redis")
+    try:
+        assert json.loads(call("store", "migrate", folder, server.url(), "--json").stdout)["events"] == 30
+        assert json.loads(call("store", "stats", server.url(), "--json").stdout)["kind"] == "redis"
+        call("store", "migrate", server.url(), tmp_path / "back")
+    finally:
+        server.end()
+    assert json.loads(call("store", "stats", tmp_path / "back", "--json").stdout)["events"] == 30
+
+
+def test_a_store_that_is_not_there_is_one_line(call, tmp_path):
+    assert "there is none" in call("store", "stats", tmp_path / "nowhere", code=1).stderr
+    assert "must be one of" in call("store", "stats", "ftp://x", code=2).stderr

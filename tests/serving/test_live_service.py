@@ -1,0 +1,237 @@
+"""The service in one process and in two: traffic, users who come and go, and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.serving.small_bundles import exported, trained_on, write_whole
+
+from sostenuto.data.prepared import PreparedData
+from sostenuto.schema.errors import Conflict, NotFound, NotReady, RequestError
+from sostenuto.schema.events import Event
+from sostenuto.serving.exporting import export_bundle
+from sostenuto.serving.live_service import LiveService, ServiceSettings, share_of
+from sostenuto.serving.service import ItemRecord, RankRequest, Traffic
+from sostenuto.serving.stores.layout import RecordLayout
+from sostenuto.serving.stores.opening import open_store
+from sostenuto.serving.warming import warm_up
+
+NOW_MS = 1_506_900_000_000
+USER = "household-7"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return write_whole(Path(tmp_path_factory.mktemp("whole")) / "prepared")
+
+
+@pytest.fixture(scope="module")
+def bundles(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, and one of them trained otherwise."""
+    folder = Path(tmp_path_factory.mktemp("bundles"))
+    exported(data, "sdim", folder / "sdim")
+    exported(data, "repeat", folder / "repeat")
+    export_bundle(trained_on(data, "sdim", seed=2), data, folder / "sdim-again")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def filled(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(tmp_path_factory.mktemp("store")) / "store"
+    with open_store(folder, RecordLayout.of(data.features.behaviour_fields)) as store:
+        warm_up(store, data)
+    return folder
+
+
+@pytest.fixture
+def service(data: PreparedData, bundles: Path, filled: Path, tmp_path: Path) -> Iterator[LiveService]:
+    import shutil
+
+    shutil.copytree(filled, tmp_path / "store")
+    settings = ServiceSettings(bundles=bundles, control=tmp_path / "control", follow_every_s=0.0)
+    made = LiveService(open_store(tmp_path / "store"), settings)
+    yield made
+    made.close()
+
+
+def serving(service: LiveService, *names: str) -> list[str]:
+    versions = [service.load_model(name).version for name in names]
+    service.set_traffic(Traffic(main=versions[0]))
+    return versions
+
+
+def asked(data: PreparedData, **changes: Any) -> RankRequest:
+    items = data.vocabulary("item")[2:12]
+    return dataclasses.replace(
+        RankRequest(request_id="r", user_id=USER, time_ms=NOW_MS, candidates=items, place="hill"), **changes
+    )
+
+
+def bought(data: PreparedData, n: int, *, user: str = USER, item: int = 5, at: int = NOW_MS - 5_000) -> Event:
+    fields = {f.name: 1.0 if f.kind == "numeric" else "a" for f in data.features.behaviour_fields}
+    return Event(
+        event_id=f"e{n}", user_id=user, item_id=data.vocabulary("item")[item], time_ms=at, action="", fields=fields
+    )
+
+
+def test_without_a_model_nothing_is_ranked(service, data):
+    assert not service.readiness().ready
+    with pytest.raises(NotReady):
+        service.rank(asked(data))
+
+
+def test_an_event_changes_the_next_ranking_and_a_deletion_takes_it_back(service, data):
+    serving(service, "repeat")
+    service.delete_user(USER)
+    cold = service.rank(asked(data))
+    assert cold.served.state == "cold"
+    assert cold.served.history_length == 0
+    receipts = service.append([bought(data, n) for n in range(3)] + [bought(data, 2)])
+    assert [receipt.outcome for receipt in receipts] == ["new", "new", "new", "duplicate"]
+    warm = service.rank(asked(data))
+    assert warm.served.history_length == 3
+    assert warm.order[0] == 3  # item 5 stands there
+    assert warm.scores != cold.scores
+    gone = service.delete_user(USER)
+    assert gone.existed
+    assert gone.events == 3
+    again = service.rank(asked(data))
+    assert again.served.state == "cold"
+    assert service.timeline(USER, limit=10) is None
+    assert list(service.export_user(USER)) == []
+
+
+def test_a_ranking_at_a_moment_sees_nothing_of_it_or_after_it(service, data):
+    serving(service, "sdim")
+    before = service.rank(asked(data))
+    service.append([bought(data, 1, at=NOW_MS), bought(data, 2, at=NOW_MS + 5)])
+    after = service.rank(asked(data))
+    np.testing.assert_allclose(after.scores, before.scores, rtol=1e-6)
+    assert after.order == before.order
+    assert service.rank(asked(data, time_ms=NOW_MS + 1)).served.history_length == before.served.history_length + 1
+
+
+def test_unknown_users_items_and_places_are_ranked(service, data):
+    serving(service, "sdim")
+    answer = service.rank(asked(data, user_id="nobody", candidates=["new thing", "item-nowhere"], place="moon"))
+    assert sorted(answer.order) == [0, 1]
+    assert np.isfinite(answer.scores).all()
+    assert answer.served.unknown_candidates == 2
+
+
+def test_equal_scores_keep_the_order_of_the_request(service, data):
+    serving(service, "repeat")
+    assert list(service.rank(asked(data, candidates=["x", "y", "z"])).order) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"candidate_fields": {"colour": ["red"] * 10}}, "colour"),
+        ({"context": {"weather": "wet"}}, "weather"),
+        ({"candidate_fields": {"price": ["cheap"] * 10}}, "price"),
+    ],
+)
+def test_a_field_that_is_none_is_named(service, data, changes, says):
+    serving(service, "sdim")
+    with pytest.raises(RequestError, match=says):
+        service.rank(asked(data, **changes))
+
+
+def test_a_canary_gets_its_share_of_users_and_keeps_them(service, data):
+    main, canary = serving(service, "sdim", "sdim-again")
+    assert main != canary
+    service.set_traffic(Traffic(main=main, canary=canary, canary_share=0.25))
+    users = [f"user-{n}" for n in range(400)]
+    answered = {user: service.rank(asked(data, user_id=user)).served for user in users}
+    assert {served.version for served in answered.values()} == {main, canary}
+    share = np.mean([served.arm == "canary" for served in answered.values()])
+    assert abs(share - 0.25) < 0.06
+    assert all((share_of(user) < 0.25) == (answered[user].arm == "canary") for user in users)
+    assert service.rank(asked(data, model=canary)).served.arm == "forced"
+
+
+def test_traffic_can_be_rolled_back_and_models_unloaded(service, data):
+    first, second = serving(service, "sdim", "repeat")
+    with pytest.raises(Conflict):
+        service.roll_back()
+    service.set_traffic(Traffic(main=second))
+    assert service.rank(asked(data)).served.version == second
+    with pytest.raises(Conflict):
+        service.unload_model(first)  # a roll back would need it
+    assert service.roll_back().traffic == Traffic(main=first)
+    assert service.rank(asked(data)).served.version == first
+    service.set_traffic(Traffic(main=first))
+    service.unload_model(second)
+    with pytest.raises(NotFound):
+        service.rank(asked(data, model=second))
+    with pytest.raises(NotFound):
+        service.load_model("../sdim")
+    assert {one.bundle: one.loaded for one in service.models().models} == {
+        "sdim": True,
+        "repeat": False,
+        "sdim-again": False,
+    }
+
+
+def test_pages_of_a_timeline_are_the_whole_history_backwards(service, data):
+    whole = list(service.export_user(USER))
+    assert whole
+    seen, before = [], None
+    while True:
+        page = service.timeline(USER, limit=4, before=before)
+        assert page is not None
+        assert page.count == len(whole)
+        seen += page.events
+        if (before := page.older) is None:
+            break
+    assert seen == whole[::-1]
+
+
+def test_items_come_back_as_they_were_told(service):
+    record = ItemRecord(item_id="new", categories=("food", "tea"), fields={"brand": "leaf", "weight": 2.5})
+    service.put_items([record])
+    found = service.items(["new", "other"])
+    assert found[0] is not None
+    assert (list(found[0].categories), dict(found[0].fields)) == (["food", "tea"], {"brand": "leaf", "weight": 2.5})
+    assert found[1] is None
+
+
+def test_states_of_the_encoder_are_found_by_another_process_of_the_service(service, data):
+    version = serving(service, "sdim")[0]
+    until = time.monotonic() + 30
+    while service._deployed[version].encoder.lag and time.monotonic() < until:
+        time.sleep(0.02)
+    assert service.store.state(version, USER) is not None
+    assert service.rank(asked(data)).served.state == "cached"
+
+
+def _other(folder: Path, bundles: Path, answers: Any, orders: Any) -> None:
+    service = LiveService(open_store(folder / "store"), ServiceSettings(bundles=bundles, control=folder / "control"))
+    answers.put("ready")
+    orders.get()
+    models = service.models()
+    answers.put((models.traffic, sorted(one.version for one in models.models if one.loaded)))
+    orders.get()
+    service.close()
+
+
+def test_what_is_set_in_one_process_holds_in_the_others(service, bundles, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    answers, orders = context.Queue(), context.Queue()
+    other = context.Process(target=_other, args=(tmp_path, bundles, answers, orders))
+    other.start()
+    assert answers.get(timeout=60) == "ready"
+    versions = serving(service, "sdim", "repeat")
+    orders.put("say")
+    assert answers.get(timeout=60) == (Traffic(main=versions[0]), sorted(versions))
+    orders.put("end")
+    other.join(60)
+    assert other.exitcode == 0
