@@ -31,7 +31,10 @@ COLUMNS = ("decayed", "count", "recency", "popular", "at_place", "proposed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheapWeights:
-    """Weights of the columns. The defaults are rounded from a logistic fit, see benchmarks/candidates.py."""
+    """Weights of the columns.
+
+    The defaults were chosen by hand; a logistic fit (`benchmarks/candidates.py --fit`) finds as much among 500.
+    """
 
     decayed: float = 1.0
     count: float = 0.5

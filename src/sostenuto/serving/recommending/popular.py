@@ -37,7 +37,7 @@ class PopularSource:
 
     name = "popular"
 
-    def __init__(self, items: Array, *, prior: float = 200.0, most: int = 1_000) -> None:
+    def __init__(self, items: Array, *, prior: float = 1_000.0, most: int = 1_000) -> None:
         self._items = np.asarray(items, np.int64)
         self._prior, self._most = prior, most
         self._kept: OrderedDict[tuple[int, int], tuple[int, Proposal]] = OrderedDict()

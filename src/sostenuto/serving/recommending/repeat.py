@@ -14,7 +14,7 @@ class RepeatSource:
     """Scores an item by its decayed count, plus a share of log(1 + count) so that old habits are not forgotten."""
 
     name: str = "repeat"
-    count_weight: float = 0.1  # of log1p(count) against the count that halves in 28 days
+    count_weight: float = 1.0  # of log1p(count) against the count that halves in 28 days
 
     def propose(self, seeker: Seeker, budget: int) -> Proposal:
         """Return items of the user's past."""
