@@ -25,6 +25,7 @@ from sostenuto.features.view import HistoryView
 from sostenuto.models.table import build, default_config
 from sostenuto.schema.errors import DataError
 from sostenuto.schema.features import FIRST_KNOWN
+from sostenuto.serving import explaining
 from sostenuto.serving import ranking as module
 from sostenuto.serving.ranking import HistoryRanker, Ranked, near_words
 
@@ -186,8 +187,8 @@ def test_scoring_in_pieces_changes_nothing(rankers, which, monkeypatch):
     user_id, moment = users_of(ranker.data)[3], middle_ms(ranker.data)
     whole = ranker.rank(user_id, time_ms=moment, k=8)
     monkeypatch.setattr(module, "SCORED_AT_ONCE", 7)
-    monkeypatch.setattr(module, "BEHAVIOURS_AT_ONCE", 1)
-    monkeypatch.setattr(module, "CANDIDATES_AT_ONCE", 1)
+    monkeypatch.setattr(explaining, "BEHAVIOURS_AT_ONCE", 1)
+    monkeypatch.setattr(explaining, "CANDIDATES_AT_ONCE", 1)
     pieces = ranker.rank(user_id, time_ms=moment, k=8)
     assert [entry.item_id for entry in pieces.items] == [entry.item_id for entry in whole.items]
     for a, b in zip(pieces.items, whole.items, strict=True):
@@ -239,7 +240,7 @@ def test_reasons_say_how_often_and_when(rankers, which):
         request = ranker.request(user_id)
         for entry in ranker.rank(user_id, k=3).items:
             assert [r.drop for r in entry.reasons] == sorted((r.drop for r in entry.reasons), reverse=True)
-            assert len(entry.reasons) <= module.REASONS
+            assert len(entry.reasons) <= explaining.REASONS
             for reason in entry.reasons:
                 rows = [row for row in request.past if ids[b.item[row]] == reason.item_id]
                 assert reason.count == len(rows) > 0

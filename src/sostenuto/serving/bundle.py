@@ -5,6 +5,7 @@ model/                       the ranker, see models/saved.py; `extra` holds the 
 vocab/<name>.parquet         raw id -> index, as in the prepared folder; no users
 items.parquet                the item table, as in the prepared folder
 candidate_items.safetensors  items that are ranked when nobody names candidates
+together.safetensors         items that go together, for candidates; see recommending/together.py
 content/<name>.safetensors   item content, where the model reads some
 MODEL_CARD.md                for people
 
@@ -48,6 +49,7 @@ from sostenuto.serving.bundle_manifest import (
     refuse_unlisted,
 )
 from sostenuto.serving.labels import ItemLabels
+from sostenuto.serving.recommending.together import TOGETHER, Together, read_together
 
 if TYPE_CHECKING:
     from sostenuto.models.table import ModelEntry
@@ -95,6 +97,8 @@ class Bundle:
     item_category: Array  # (num_items, K) int32
     item_fields: Mapping[str, Array]  # (num_items,) or (num_items, width), by name
     candidate_items: Array  # (M,) int64 item indices, rising: what is ranked when nobody names candidates
+    content: Mapping[str, ItemContent]  # what the ranker was handed, by name; {} where it reads none
+    together: Together | None  # items that go together; None in a bundle that was exported without
     # raw id -> index: `item`, `action`, `place` (where the data have them), category levels, categorical fields
     vocabularies: Mapping[str, Vocabulary]
 
@@ -222,6 +226,11 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     items, category, fields = _read_items(folder, manifest, features, vocabularies)
     with _reading(folder, CANDIDATE_ITEMS):
         candidate_items = _read_candidate_items(folder, manifest, features)
+    together = None
+    if TOGETHER in manifest.files:
+        with _reading(folder, TOGETHER):
+            together = read_together(folder, features)
+    content: dict[str, ItemContent] = {}
     with _reading(folder, "the ranker"):
         ranker, meta = load_ranker(folder / "model")
         if entry.content:
@@ -242,6 +251,8 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         item_category=category,
         item_fields=fields,
         candidate_items=candidate_items,
+        content=content,
+        together=together,
         vocabularies=vocabularies,
     )
 

@@ -34,6 +34,7 @@ from sostenuto.serving.bundle_manifest import (
     manifest_hash,
 )
 from sostenuto.serving.model_card import model_card
+from sostenuto.serving.recommending.together import write_together
 
 if TYPE_CHECKING:
     from sostenuto.data.prepared import Array, PreparedData
@@ -88,6 +89,7 @@ def export_bundle(trained: Trained, data: PreparedData, out: str | Path) -> Bund
     user_fields = _user_fields(trained.features, data)
     shutil.copyfile(data.folder / ITEMS, partial / ITEMS)
     _save_arrays({"item": candidate_items(data)}, partial / CANDIDATE_ITEMS)
+    write_together(data, partial)
     for name, part in trained.content.items():
         (partial / "content").mkdir(exist_ok=True)
         _save_content(part, partial / "content" / f"{name}.safetensors")

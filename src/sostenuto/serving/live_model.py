@@ -132,6 +132,18 @@ class LiveModel:
             stored: her events; None for an unknown user.
             seen:   how many of the oldest are read; None = all.
         """
+        columns, fields = self.past_columns(stored, seen)
+        return self.assembler.history(offsets_of(np.array([len(columns["item"])])), columns, fields)
+
+    def past_columns(
+        self, stored: StoredHistory | None, seen: int | None = None
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return the columns and the further fields of one user's behaviours as `Assembler.history` takes them.
+
+        Args:
+            stored: her events, None for an unknown user; the newest of them are kept as the bundle's view says.
+            seen:   how many of the oldest are read; None = all.
+        """
         if stored is None or not len(stored):
             columns: dict[str, Array] = {
                 "item": np.zeros(0, np.int64),
@@ -141,7 +153,7 @@ class LiveModel:
                 "place": np.zeros(0, np.int64),
             }
             fields = {f.name: missing_column(f, 0) for f in self.features.behaviour_fields}
-            return self.assembler.history(np.zeros(2, np.int64), columns, fields)
+            return columns, fields
         end = len(stored) if seen is None else seen
         kept = slice(self.bundle.view.start(stored.time_ms, 0, end), end)
         columns = {
@@ -159,7 +171,11 @@ class LiveModel:
             )
             for f in self.features.behaviour_fields
         }
-        return self.assembler.history(offsets_of(np.array([len(columns["item"])])), columns, fields)
+        return columns, fields
+
+    def items_of(self, code: Array) -> Array:
+        """Return (N,) int64 item indices of (N,) codes of the store; 1 where the bundle does not know an item."""
+        return self._item.indices(code)
 
     def item_indices(self, item_ids: Sequence[str]) -> Array:
         """Return (N,) int64 indices of raw ids; 1 where the bundle does not know an item."""

@@ -1,9 +1,7 @@
 """Rank items for one user at one moment, and say which past behaviours carried each score.
 
-The request goes through the same `Assembler.batch`, `encode` and `score` as in training and evaluation.
-Explanations are by deletion, for any ranker: behaviours are grouped by item, each group of a shortlist is taken out of
-what the ranker sees, and the ranker is asked again (match features included). What is reported lowered the score when
-it was removed; that is what "carried it" means here.
+The request goes through the same `Assembler.batch`, `encode` and `score` as in training and evaluation. Explanations
+are by deletion, for any ranker; see `explaining.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from sostenuto.features.missing import missing_column
 from sostenuto.schema.errors import DataError, did_you_mean
 from sostenuto.schema.features import FIRST_KNOWN
 from sostenuto.schema.ranker import ItemKeeper
+from sostenuto.serving.explaining import Carrier, explain_by_deletion
 from sostenuto.serving.labels import ItemLabels
 
 if TYPE_CHECKING:
@@ -34,11 +33,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 SCORED_AT_ONCE = 2_048  # candidates per call: bounds memory, changes no score (law 2)
-CANDIDATES_AT_ONCE = 16_384  # of all variants of a history in one call: bounds memory, changes no score
-BEHAVIOURS_AT_ONCE = 200_000  # of all variants of a history in one call: bounds memory, changes no score
-SHORTLIST = 24  # item groups tried per explained candidate
-REASONS = 3  # groups named per candidate
-LEAST_DROP = 1e-4  # times max(1, |logit|); a smaller difference may be rounding (law 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,57 +250,28 @@ class HistoryRanker:
 
     def _explain(self, request: LiveRequest, items: Array, logits: Array) -> list[tuple[tuple[Reason, ...], float]]:
         """Return per candidate the groups whose removal lowers its score most, and the drop of removing them all."""
-        past = request.past
-        past_item = np.asarray(self.data.behaviours.item[past], np.int64)
-        groups = self._shortlist(past_item, items)
-        at_once = max(1, min(BEHAVIOURS_AT_ONCE // len(past), CANDIDATES_AT_ONCE // len(items)))
-        drops = np.zeros((len(groups), len(items)))
-        for at in range(0, len(groups), at_once):
-            without = [past[past_item != group] for group in groups[at : at + at_once]]
-            drops[at : at + at_once] = logits - self.logits(request, without, items)
-        least = LEAST_DROP * np.maximum(1.0, np.abs(logits))
-        answers: list[tuple[tuple[Reason, ...], float]] = []
-        for c in range(len(items)):
-            order = [int(g) for g in np.argsort(-drops[:, c], kind="stable") if drops[g, c] > least[c]]
-            answer: tuple[tuple[Reason, ...], float] = ((), 0.0)
-            for kept in (order[:REASONS], order[:1]):  # together they may cancel; the strongest alone cannot
-                if not kept:
-                    break
-                without = [past[~np.isin(past_item, groups[kept])]]
-                joint = float(logits[c] - self.logits(request, without, items[c : c + 1])[0, 0])
-                if joint > least[c]:
-                    named = tuple(
-                        self._reason(int(groups[g]), past[past_item == groups[g]], float(drops[g, c])) for g in kept
-                    )
-                    answer = (named, joint)
-                    break
-            answers.append(answer)
-        return answers
+        past, b = request.past, self.data.behaviours
 
-    def _shortlist(self, past_item: Array, items: Array) -> Array:
-        """Return item groups worth trying: the same item, then the same kind from fine to coarse, then the frequent.
+        def ask(versions: Sequence[Array], candidates: Array) -> Array:
+            return self.logits(request, [past[kept] for kept in versions], items[candidates])
 
-        Behaviours with an item that the data do not know are left out: nobody could read such a reason.
-        """
-        met, count = np.unique(past_item[past_item >= FIRST_KNOWN], return_counts=True)
-        category = self.data.item_category
-        chosen: list[int] = []
-        for item in items:
-            same = (met == item).astype(np.int64)
-            if category.shape[1]:
-                kin = (category[met] == category[item]) & (category[met] >= FIRST_KNOWN)
-                same = same + kin.sum(1)
-            order = np.lexsort((met, -count, -same))
-            chosen += met[order[:SHORTLIST]].tolist()
-        return np.unique(np.array(chosen, np.int64))
+        found = explain_by_deletion(
+            ask,
+            np.asarray(b.item[past], np.int64),
+            np.asarray(b.time_ms[past]),
+            items,
+            logits,
+            self.data.item_category,
+        )
+        return [(tuple(self._reason(carrier) for carrier in why.carriers), why.joint_drop) for why in found]
 
-    def _reason(self, item: int, rows: Array, drop: float) -> Reason:
+    def _reason(self, carrier: Carrier) -> Reason:
         return Reason(
-            item_id=self._item_ids[item],
-            label=self.label(item),
-            count=len(rows),
-            last_time_ms=int(self.data.behaviours.time_ms[rows].max()),
-            drop=drop,
+            item_id=self._item_ids[carrier.item],
+            label=self.label(carrier.item),
+            count=carrier.count,
+            last_time_ms=carrier.last_time_ms,
+            drop=carrier.drop,
         )
 
     def _user(self, user_id: str) -> int:
