@@ -155,7 +155,9 @@ def served(bundle: Path, *arguments: object):
 
 def test_a_bundle_is_served_over_a_new_store_and_events_survive_a_restart(bundle, tmp_path):
     ids = ["i1", "i2", "i3", "nobody-knows-this"]
+    (tmp_path / "server.toml").write_text("[service]\nfollow_every_s = 0\n")  # every ranking waits for popularity
     options = ["--store", tmp_path / "store", "--log", tmp_path / "log.jsonl", "--served", tmp_path / "lists"]
+    options += ["--settings", tmp_path / "server.toml"]
     body = {"user_id": "new user", "candidates": ids, "time_ms": 10_000}
     with served(bundle, *options) as client:
         cold = client.post("/v1/rank", json=body).json()
