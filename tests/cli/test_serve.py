@@ -91,6 +91,39 @@ def bundle(tmp_path_factory) -> Path:
     return folder / "sdim"
 
 
+def examined(*arguments: object) -> tuple[int, dict[str, list[str]]]:
+    done = CliRunner().invoke(app, ["doctor", *map(str, arguments), "--json"])
+    outcomes: dict[str, list[str]] = {}
+    for finding in json.loads(done.stdout):
+        outcomes.setdefault(finding["check"], []).append(finding["outcome"])
+    return done.exit_code, outcomes
+
+
+def test_the_doctor_finds_what_would_keep_a_server_from_coming_up(bundle, tmp_path):
+    import shutil
+    import socket
+
+    options = ["--store", tmp_path / "store", "--port", free_port()]
+    code, found = examined(bundle, *options)
+    assert (code, found["bundle"], found["store"]) == (0, ["fine"], ["remark"])
+    assert not (tmp_path / "store").exists()
+    keys = tmp_path / "keys.json"
+    assert examined(bundle, *options, "--keys", keys)[1]["keys"] == ["problem"]
+    said("serve", "keys", "add", "--keys", keys, "--name", "x", "--scope", "rank")
+    assert examined(bundle, *options, "--keys", keys)[1]["keys"] == ["fine"]
+    keys.chmod(0o644)
+    assert examined(bundle, *options, "--keys", keys)[0] == 1
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert examined(bundle, "--port", taken.getsockname()[1])[1]["listening"] == ["problem"]
+    shutil.copytree(bundle, tmp_path / "damaged")
+    card = tmp_path / "damaged" / "MODEL_CARD.md"
+    card.write_text(card.read_text() + "x")
+    code, found = examined(tmp_path / "damaged", *options)
+    assert (code, found["bundle"]) == (1, ["problem"])
+
+
 @contextlib.contextmanager
 def served(bundle: Path, *arguments: object):
     port = free_port()
@@ -122,7 +155,9 @@ def served(bundle: Path, *arguments: object):
 
 def test_a_bundle_is_served_over_a_new_store_and_events_survive_a_restart(bundle, tmp_path):
     ids = ["i1", "i2", "i3", "nobody-knows-this"]
+    (tmp_path / "server.toml").write_text("[service]\nfollow_every_s = 0\n")  # every ranking waits for popularity
     options = ["--store", tmp_path / "store", "--log", tmp_path / "log.jsonl", "--served", tmp_path / "lists"]
+    options += ["--settings", tmp_path / "server.toml"]
     body = {"user_id": "new user", "candidates": ids, "time_ms": 10_000}
     with served(bundle, *options) as client:
         cold = client.post("/v1/rank", json=body).json()

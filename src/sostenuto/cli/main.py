@@ -13,6 +13,7 @@ from sostenuto.cli import (
     compare,
     content,
     data,
+    doctor,
     evaluate,
     export,
     models,
@@ -64,6 +65,7 @@ app.command("steer")(steer.steer)
 app.add_typer(analyse.app, name="analyse")
 app.add_typer(serve.app, name="serve")
 app.add_typer(store.app, name="store")
+app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 
 
