@@ -18,7 +18,7 @@ from sostenuto.schema.errors import Conflict, NotFound, NotReady, RequestError
 from sostenuto.schema.events import Event
 from sostenuto.serving.exporting import export_bundle
 from sostenuto.serving.live_service import LiveService, ServiceSettings, share_of
-from sostenuto.serving.service import ItemRecord, RankRequest, Traffic
+from sostenuto.serving.service import ExplainRequest, ItemRecord, RankRequest, RecommendRequest, Traffic
 from sostenuto.serving.stores.layout import RecordLayout
 from sostenuto.serving.stores.opening import open_store
 from sostenuto.serving.warming import warm_up
@@ -104,6 +104,8 @@ def test_an_event_changes_the_next_ranking_and_a_deletion_takes_it_back(service,
     assert gone.events == 3
     again = service.rank(asked(data))
     assert again.served.state == "cold"
+    assert again.scores == cold.scores  # her events are in no popularity either
+    assert again.order == cold.order
     assert service.timeline(USER, limit=10) is None
     assert list(service.export_user(USER)) == []
 
@@ -235,3 +237,18 @@ def test_what_is_set_in_one_process_holds_in_the_others(service, bundles, tmp_pa
     orders.put("end")
     other.join(60)
     assert other.exitcode == 0
+
+
+def test_a_list_and_its_reasons_come_from_what_the_user_did(service, data):
+    serving(service, "sdim")
+    answer = service.recommend(RecommendRequest(request_id="r", user_id=USER, time_ms=NOW_MS, k=5, place="hill"))
+    assert len(answer.items) == 5
+    assert {"repeat", "popular"} & {source for item in answer.items for source in item.sources}
+    shown = [item.item_id for item in answer.items]
+    ranked = service.rank(asked(data, candidates=shown))
+    np.testing.assert_allclose(
+        [ranked.scores[list(ranked.order).index(n)] for n in range(5)], [item.score for item in answer.items], rtol=1e-5
+    )
+    why = service.explain(ExplainRequest(request_id="r", user_id=USER, time_ms=NOW_MS, items=shown, place="hill"))
+    np.testing.assert_allclose([one.score for one in why.items], [item.score for item in answer.items], rtol=1e-5)
+    assert any(one.reasons for one in why.items)

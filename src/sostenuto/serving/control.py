@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ from typing import IO, Any
 from sostenuto.schema.errors import SpecError
 from sostenuto.serving.service import Traffic
 
-WANTED, LOCK, ENCODER = "wanted.json", "wanted.lock", "encoder.lock"
+WANTED, LOCK, ENCODER, SALT = "wanted.json", "wanted.lock", "encoder.lock", "salt"
 WAIT_S = 0.02  # between two looks at what the others have come to
 
 
@@ -105,6 +106,15 @@ class Control:
             if time.monotonic() > until:
                 return "another process of the server has not answered"
             time.sleep(WAIT_S)
+
+    def salt(self) -> bytes:
+        """Return a secret of this server, made once: draws of all its processes follow from it."""
+        path = self.folder / SALT
+        with self._locked():
+            if not path.is_file():
+                path.touch(mode=0o600)
+                path.write_bytes(secrets.token_bytes(16))
+            return path.read_bytes()
 
     def encodes(self) -> bool:
         """Say whether this process is the one that runs the encoder; the first to ask is, until it ends."""

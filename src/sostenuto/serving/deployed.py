@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sostenuto.serving.encoding import BehaviourEncoder
+from sostenuto.serving.live_explaining import LiveExplainer
 from sostenuto.serving.live_model import LiveModel
+from sostenuto.serving.recommending.recommender import Recommender
 from sostenuto.serving.scoring import Scorer
 from sostenuto.serving.user_states import CACHE_BYTES, UserStates
 
 if TYPE_CHECKING:
     from sostenuto.serving.bundle import Bundle
+    from sostenuto.serving.recommending.recommender import RecommendSettings
     from sostenuto.serving.stores.store import Store
 
 
@@ -23,13 +26,39 @@ class Deployed:
     states: UserStates
     scorer: Scorer
     encoder: BehaviourEncoder
+    recommender: Recommender
+    explainer: LiveExplainer
 
     @classmethod
-    def of(cls, bundle: Bundle, store: Store, *, cache_bytes: int = CACHE_BYTES) -> Deployed:
-        """Put the parts together; reads all events of the store once, for popularity."""
+    def of(
+        cls,
+        bundle: Bundle,
+        store: Store,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        recommend: RecommendSettings | None = None,
+        salt: bytes | None = None,
+    ) -> Deployed:
+        """Put the parts together; reads all events of the store once, for popularity.
+
+        Args:
+            bundle:      what ranks.
+            store:       what users did.
+            cache_bytes: of states in memory.
+            recommend:   how lists are made.
+            salt:        what exploring draws follow from, the same in all processes of a server.
+        """
         model = LiveModel(bundle, store)
         states = UserStates(model, cache_bytes=cache_bytes)
-        return cls(model=model, states=states, scorer=Scorer(model, states), encoder=BehaviourEncoder(states))
+        scorer = Scorer(model, states)
+        return cls(
+            model=model,
+            states=states,
+            scorer=scorer,
+            encoder=BehaviourEncoder(states),
+            recommender=Recommender.of(scorer, recommend, salt=salt),
+            explainer=LiveExplainer(scorer),
+        )
 
     @property
     def version(self) -> str:
@@ -42,6 +71,7 @@ class Deployed:
         for change in changes:
             if change.kind != "event":
                 self.states.forget_code(change.user)
+                self.recommender.pasts.forget_code(change.user)
         return len(changes)
 
 

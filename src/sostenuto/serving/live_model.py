@@ -109,7 +109,10 @@ class LiveModel:
         return found.compacted()
 
     def follow(self) -> list[Change]:
-        """Take later events into popularity; return all changes that were read."""
+        """Take later events into popularity; return all changes that were read.
+
+        A deletion has everything counted anew, so that nothing of the user is left in it.
+        """
         read: list[Change] = []
         with self._following:
             while changes := self.store.changes(self.followed, CHANGES_AT_ONCE):
@@ -123,6 +126,8 @@ class LiveModel:
                     self.assembler = replace(self.assembler, popularity=popularity)
                 self.followed = changes[-1].sequence
                 read += changes
+            if any(change.kind == "deleted" for change in read):  # her events are gone: they cannot be taken off
+                self.assembler = replace(self.assembler, popularity=self._counted(self.followed))
         return read
 
     def history(self, stored: StoredHistory | None, seen: int | None = None) -> tuple[History, Past]:

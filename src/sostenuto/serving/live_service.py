@@ -7,7 +7,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from sostenuto.serving.bundle import open_bundle
 from sostenuto.serving.bundle_manifest import MANIFEST, VERSION_DIGITS, read_manifest
 from sostenuto.serving.control import Control, Wanted
 from sostenuto.serving.deployed import Deployed
+from sostenuto.serving.recommending.recommender import RecommendSettings
 from sostenuto.serving.scoring import Question, Scores, best_first
 from sostenuto.serving.service import (
     EventReceipt,
@@ -61,6 +62,7 @@ class ServiceSettings:
     cache_bytes: int = CACHE_BYTES  # of states in memory, per model version and process
     follow_every_s: float = 0.05  # how old popularity may be; 0 = every ranking waits for it to be current
     encode: bool = True  # one process of the server runs the encoder; False when a worker of its own does
+    recommend: RecommendSettings = field(default_factory=RecommendSettings)  # how lists are made
     load_s: float = 600.0  # longest wait for all processes to load a model
 
 
@@ -111,11 +113,15 @@ class LiveService:
 
     def recommend(self, request: RecommendRequest) -> RecommendAnswer:
         """Find, rank and arrange candidates; see `RankingService.recommend`."""
-        raise NotReady("candidate sources are not set up")
+        deployed, arm = self._answering(request.user_id, request.model)
+        self._current(deployed)
+        return deployed.recommender.recommend(request, arm=arm)
 
     def explain(self, request: ExplainRequest) -> ExplainAnswer:
         """Name the behaviours that carry scores; see `RankingService.explain`."""
-        raise NotReady("explanations are not set up")
+        deployed, arm = self._answering(request.user_id, request.model)
+        self._current(deployed)
+        return deployed.explainer.explain(request, arm=arm)
 
     def _answering(self, user_id: str, version: str) -> tuple[Deployed, Literal["main", "canary", "forced"]]:
         """Return who answers a user."""
@@ -134,9 +140,13 @@ class LiveService:
             raise NotFound("model must be the version of a loaded model; GET /v1/models lists them")
         return found
 
-    def _scores(self, deployed: Deployed, question: Question) -> Scores:
+    def _current(self, deployed: Deployed) -> None:
+        """Take later events into popularity, where every answer is to have them."""
         if not self.settings.follow_every_s:
             deployed.follow()
+
+    def _scores(self, deployed: Deployed, question: Question) -> Scores:
+        self._current(deployed)
         found = deployed.scorer.scores(question)
         self._counts[found.origin] = self._counts.get(found.origin, 0) + 1
         return found
@@ -227,6 +237,7 @@ class LiveService:
         gone = self.store.delete_user(user_id)
         for deployed in list(self._deployed.values()):
             deployed.states.forget(user_id)
+            deployed.recommender.pasts.forget(user_id)
         return UserDeleted(existed=gone is not None, events=events, states=states)
 
     def put_items(self, items: Sequence[ItemRecord]) -> int:
@@ -331,7 +342,13 @@ class LiveService:
             opened = open_bundle(self.settings.bundles / bundle)
             if opened.version != version:
                 raise BundleError("the bundle changed while it was loaded; load it again")
-            deployed = Deployed.of(opened, self.store, cache_bytes=self.settings.cache_bytes)
+            deployed = Deployed.of(
+                opened,
+                self.store,
+                cache_bytes=self.settings.cache_bytes,
+                recommend=self.settings.recommend,
+                salt=self.control.salt(),
+            )
             self._names[version] = bundle
             self._deployed = {**self._deployed, version: deployed}
 
