@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tests.serving.small_bundles import exported, write_whole
 from tests.serving.stores.events import event
 from tests.serving.stores.redis_server import start_redis
 
@@ -62,3 +63,28 @@ def test_a_store_migrates_to_a_server_and_back(call, folder, tmp_path):
 def test_a_store_that_is_not_there_is_one_line(call, tmp_path):
     assert "there is none" in call("store", "stats", tmp_path / "nowhere", code=1).stderr
     assert "must be one of" in call("store", "stats", "ftp://x", code=2).stderr
+
+
+def test_a_prepared_log_warms_a_store_up_once(call, tmp_path):
+    data = write_whole(tmp_path / "prepared")
+    exported(data, "sdim", tmp_path / "bundle")
+    arguments = (
+        "store",
+        "warm-up",
+        tmp_path / "store",
+        "--data",
+        data.folder,
+        "--bundle",
+        tmp_path / "bundle",
+        "--json",
+    )
+    told = json.loads(call(*arguments).stdout)
+    events = len(data.behaviours.item)
+    assert (told["new_events"], told["events"]) == (events, events)
+    assert list(told["states"].values()) == [told["users"]]
+    again = json.loads(call(*arguments).stdout)
+    assert (again["new_events"], again["events"]) == (0, events)
+    early = json.loads(
+        call("store", "warm-up", tmp_path / "early", "--data", data.folder, "--until", "2017-07-20", "--json").stdout
+    )
+    assert 0 < early["events"] < events

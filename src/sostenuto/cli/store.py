@@ -97,6 +97,46 @@ def compact(
         print_table("Compacted", tuple(told), [tuple(told.values())], numbers=("users", "events", "changes"))
 
 
+@app.command("warm-up")
+def warm(
+    store: StoreArgument,
+    data: Annotated[Path, typer.Option(help="Prepared folder whose log is written into the store.")],
+    until: Annotated[
+        str | None, typer.Option(help="Only events before this moment, e.g. 2017-11-27, in the data's zone.")
+    ] = None,
+    bundle: Annotated[
+        list[Path] | None, typer.Option(help="Encode every user with this bundle as well; may be given several times.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a prepared log into a store, which is made where there is none. Called again, it adds what is missing."""
+    from sostenuto.cli.progress import StageProgress
+    from sostenuto.cli.rank import moment_ms
+    from sostenuto.data.prepared import PreparedData
+    from sostenuto.serving.bundle import open_bundle
+    from sostenuto.serving.deployed import Deployed
+    from sostenuto.serving.stores.layout import RecordLayout
+    from sostenuto.serving.stores.opening import open_store
+    from sostenuto.serving.warming import warm_up
+
+    prepared = PreparedData(data)
+    until_ms = None if until is None else moment_ms(until, prepared.manifest.time_zone)
+    bundles = [open_bundle(path) for path in bundle or []]
+    states: dict[str, int] = {}
+    with open_store(store, RecordLayout.of(prepared.features.behaviour_fields)) as opened, StageProgress() as progress:
+        new = warm_up(opened, prepared, until_ms=until_ms, progress=lambda done, total: progress("users", done, total))
+        users = list(opened.users()) if bundles else []
+        for one in bundles:
+            encoder = Deployed.of(one, opened).encoder
+            states[one.version] = encoder.warm_up(users, lambda done: progress("states", done, len(users)))
+        found = opened.stats()
+    if as_json:
+        print_json({"new_events": new, "events": found.events, "users": found.users, "states": states})
+        return
+    rows = [("new events", new), ("events", found.events), ("users", found.users)]
+    print_table("Store", ("what", "value"), rows + [(f"states of {v}", n) for v, n in states.items()])
+
+
 @app.command()
 def backup(
     store: StoreArgument,
