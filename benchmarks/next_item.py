@@ -90,7 +90,6 @@ SETS = {
         family="amazon",
         recipes=ORDER_ONLY,
         exclude_seen=True,
-        overrides={"sasrec": ("budget.epochs=48",)},  # validation still rose at 32
         seeds=1,
         popularity_requests=1_000,
         published={

@@ -252,3 +252,43 @@ def test_a_list_and_its_reasons_come_from_what_the_user_did(service, data):
     why = service.explain(ExplainRequest(request_id="r", user_id=USER, time_ms=NOW_MS, items=shown, place="hill"))
     np.testing.assert_allclose([one.score for one in why.items], [item.score for item in answer.items], rtol=1e-5)
     assert any(one.reasons for one in why.items)
+
+
+def test_what_is_told_of_a_new_item_enters_its_score(service, data):
+    serving(service, "sdim")
+    request = asked(data, candidates=["brand new", data.vocabulary("item")[6]])
+    before = service.rank(request)
+    level = data.features.categories[-1].name
+    service.put_items([ItemRecord(item_id="brand new", categories=(data.vocabulary(level)[3],))])
+    after = service.rank(request)
+    score = [dict(zip(answer.order, answer.scores, strict=True)) for answer in (before, after)]
+    assert score[0][0] != score[1][0]
+    assert score[0][1] == pytest.approx(score[1][1], rel=1e-6)
+    model = next(iter(service._deployed.values())).model
+    told = model.about(request.candidates, model.item_indices(request.candidates))
+    assert told.category[:, -1].tolist() == [3, data.item_category[6, -1]]
+    with pytest.raises(RequestError, match="colour"):
+        service.put_items([ItemRecord(item_id="brand new", fields={"colour": "red"})])
+
+
+def test_a_shadow_scores_what_was_answered_and_is_only_compared(service, data):
+    main, other = serving(service, "sdim", "sdim-again")
+    plain = service.rank(asked(data))
+    service.set_traffic(Traffic(main=main, shadow=other))
+    for _ in range(3):
+        answer = service.rank(asked(data))
+        assert answer.served.version == main
+        assert answer.order == plain.order
+    service._shadow.wait()
+    told = {reading.name: reading.value for reading in service.readings() if reading.name.startswith("shadow")}
+    assert told["shadow_requests"] == 3
+    assert told["shadow_requests_failed"] == 0
+    theirs = service.rank(asked(data, model=other))
+    score = dict(zip(theirs.order, theirs.scores, strict=True))
+    difference = np.mean([abs(s - score[n]) for n, s in zip(plain.order, plain.scores, strict=True)])
+    assert told["shadow_logit_difference"] == pytest.approx(difference, rel=1e-4)
+    service.set_traffic(Traffic(main=main, shadow=main))
+    service.rank(asked(data))
+    service._shadow.wait()
+    told = {reading.name: reading.value for reading in service.readings() if reading.name.startswith("shadow")}
+    assert (told["shadow_requests"], told["shadow_top10_overlap"]) == (1, 1.0)

@@ -44,6 +44,12 @@ class ItemColumns:
     category: Array  # (N, K)
     fields: Mapping[str, Array]  # item fields, (N,) or (N, V)
 
+    def part(self, rows: slice) -> ItemColumns:
+        """Return some of the items; nothing is copied."""
+        return ItemColumns(
+            category=self.category[rows], fields={name: column[rows] for name, column in self.fields.items()}
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:

@@ -5,6 +5,7 @@ What a ranker reads is put together by the same `Assembler` as in training; only
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sostenuto.features.assembly import Assembler, offsets_of
+from sostenuto.features.assembly import Assembler, ItemColumns, offsets_of
 from sostenuto.features.missing import missing_column
 from sostenuto.features.popularity import PopularityIndex
 from sostenuto.schema.errors import RequestError, did_you_mean
@@ -186,6 +187,38 @@ class LiveModel:
         """Return (N,) int64 indices of raw ids; 1 where the bundle does not know an item."""
         found = self.bundle.vocabularies["item"].indices(item_ids)
         return np.where(found < FIRST_KNOWN, UNKNOWN, found)
+
+    def about(self, item_ids: Sequence[str], index: Array) -> ItemColumns | None:
+        """Return what is known of (N,) items, with what the store was told of those that the bundle does not know.
+
+        None where the store has nothing to add. Only candidates are told so: a state is a function of events and bundle
+        alone, whenever it was made.
+        """
+        told = {
+            int(n): stored.fields for n in np.flatnonzero(index == UNKNOWN) if (stored := self.store.item(item_ids[n]))
+        }
+        if not told:
+            return None
+        known = self.assembler.of_items(index)
+        for n, record in told.items():
+            levels = zip(self.features.categories, record.get("categories", ()), strict=False)
+            for k, (level, name) in enumerate(levels):
+                known.category[n, k] = self.bundle.vocabularies[level.name].index(name)
+            for f in self.features.item_fields:
+                value = record.get("fields", {}).get(f.name)
+                if value is not None:
+                    with contextlib.suppress(RequestError):  # told to a model that read it otherwise
+                        known.fields[f.name][n] = self._column("fields", f, [value])[0]
+        return known
+
+    def check_item(self, categories: Sequence[str], fields: Mapping[str, Any]) -> None:
+        """Refuse what `about` could not read: a path that is too long, or a field that is none or of another kind."""
+        if len(categories) > len(self.features.categories):
+            names = ", ".join(level.name for level in self.features.categories) or "none"
+            raise RequestError(
+                f"categories must be at most those of the model ({names}), got {len(categories)}; leave some out"
+            )
+        self.columns("fields", self.features.item_fields, {name: [value] for name, value in fields.items()}, 1)
 
     def place_index(self, place: str) -> int:
         """Return the index of a place; 0 for none, and where the bundle's data have no places."""

@@ -39,6 +39,7 @@ from sostenuto.serving.service import (
     Traffic,
     UserDeleted,
 )
+from sostenuto.serving.shadowing import Shadow
 from sostenuto.serving.stores.committing import GroupCommitter
 from sostenuto.serving.stores.layout import ACTION, ITEM, PLACE
 from sostenuto.serving.user_states import CACHE_BYTES
@@ -83,6 +84,7 @@ class LiveService:
         self._ended = threading.Event()
         self._codes = {kind: _Names(store, kind) for kind in store.layout.name_kinds}
         self._counts: dict[str, int] = {}
+        self._shadow = Shadow()
         self.apply()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._thread.start()
@@ -101,6 +103,9 @@ class LiveService:
             context=request.context,
         )
         found = self._scores(deployed, question)
+        traffic = self._wanted.traffic
+        if traffic is not None and traffic.shadow in self._deployed and arm != "forced":
+            self._shadow.offer(self._deployed[str(traffic.shadow)], question, found.logits)
         order = best_first(found.logits)[: request.k]
         logits = found.logits[order]
         gives = deployed.model.bundle.entry.gives_probabilities
@@ -241,7 +246,10 @@ class LiveService:
         return UserDeleted(existed=gone is not None, events=events, states=states)
 
     def put_items(self, items: Sequence[ItemRecord]) -> int:
-        """Store what is known of items."""
+        """Store what is known of items; a model reads it of those that its vocabulary does not hold."""
+        for deployed in list(self._deployed.values()):
+            for item in items:
+                deployed.model.check_item(item.categories, item.fields)
         return self.store.put_items(
             {item.item_id: {"categories": list(item.categories), "fields": dict(item.fields)} for item in items}
         )
@@ -401,7 +409,7 @@ class LiveService:
 
     def readings(self) -> Sequence[Reading]:
         """Return gauges."""
-        found = []
+        found = list(self._shadow.readings())
         for version, deployed in list(self._deployed.items()):
             labels = {"version": version}
             encoder = deployed.encoder
@@ -433,6 +441,7 @@ class LiveService:
         """Write what waits, and let go of the store."""
         self._ended.set()
         self._thread.join()
+        self._shadow.close()
         self._committer.close()
         self.control.leave()
         self.store.close()

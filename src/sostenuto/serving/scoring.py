@@ -102,9 +102,11 @@ class Scorer:
             stored = model.store.user_fields(asked.user_id) or {}
             of_user = {name: [value] for name, value in stored.items() if name in known}
             context |= model.columns("user", self._user_fields, of_user, 1)
+        item = model.item_indices(asked.items)
         return Asked(
             offsets=np.array([0, len(asked.items)]),
-            item=model.item_indices(asked.items),
+            item=item,
+            about=model.about(asked.items, item),
             candidate_fields=model.columns(
                 "candidate_fields", self._candidate_fields, asked.candidate_fields, len(asked.items)
             ),
@@ -148,6 +150,7 @@ def _parts(asked: Asked) -> Iterator[Asked]:
             offsets=np.array([0, len(item)]),
             item=item,
             candidate_fields={name: column[rows] for name, column in asked.candidate_fields.items()},
+            about=None if asked.about is None else asked.about.part(rows),
         )
 
 
