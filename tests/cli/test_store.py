@@ -1,14 +1,18 @@
 """`sostenuto store` on small stores."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from tests.serving.small_bundles import exported, write_whole
 from tests.serving.stores.events import event
 from tests.serving.stores.redis_server import start_redis
 
+from sostenuto.serving.bundle_manifest import VERSION_DIGITS, read_manifest
 from sostenuto.serving.stores.layout import RecordLayout
 from sostenuto.serving.stores.opening import open_store
+from sostenuto.serving.warming import warm_up
 
 
 @pytest.fixture
@@ -88,3 +92,31 @@ def test_a_prepared_log_warms_a_store_up_once(call, tmp_path):
         call("store", "warm-up", tmp_path / "early", "--data", data.folder, "--until", "2017-07-20", "--json").stdout
     )
     assert 0 < early["events"] < events
+
+
+def test_an_encoder_of_its_own_catches_up(call, tmp_path):
+    data = write_whole(tmp_path / "prepared")
+    exported(data, "sdim", tmp_path / "bundle")
+    call("store", "warm-up", tmp_path / "store", "--data", data.folder)
+    told = call("store", "encode", tmp_path / "store", "--bundle", tmp_path / "bundle", "--once").stderr
+    version = read_manifest(tmp_path / "bundle").hash[:VERSION_DIGITS]
+    assert f"states-{version}: 1," in told  # more than a thousand events
+    assert f"states-{version}: 0 changes behind at the end" in told
+    with open_store(tmp_path / "store") as store:
+        user = next(iter(store.users()))
+        assert store.state(version, user).revision == store.head(user).revision
+        assert store.stats().states == store.stats().users
+
+
+def test_an_encoder_ends_on_a_signal(tmp_path):
+    data = write_whole(tmp_path / "prepared")
+    exported(data, "repeat", tmp_path / "bundle")
+    with open_store(tmp_path / "store", RecordLayout.of(data.features.behaviour_fields)) as store:
+        warm_up(store, data)
+    command = [sys.executable, "-m", "sostenuto", "store", "encode", str(tmp_path / "store")]
+    process = subprocess.Popen([*command, "--bundle", str(tmp_path / "bundle")], stderr=subprocess.PIPE, text=True)
+    with process:
+        assert process.stderr is not None
+        assert "behind" in process.stderr.readline()
+        process.terminate()
+        assert process.wait(60) == 0

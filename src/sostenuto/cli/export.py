@@ -12,9 +12,11 @@ from sostenuto.cli.output import JsonOption, note, print_json, print_lines
 
 if TYPE_CHECKING:
     from sostenuto.serving.bundle import Bundle
+    from sostenuto.serving.drift import Reference
     from sostenuto.training.run import Run
 
 CHECKED = 64  # requests that are scored by the run and by the bundle
+REFERENCE = 256  # held-out requests that live ones are compared with
 
 
 def export(
@@ -83,7 +85,27 @@ def trained(run: Run) -> Any:
         content=content_of(run.config.model, run.data, features) if entry_of(run.config.model).content else {},
         metrics=metrics_of(run),
         versions=read_run(run.folder)["versions"],
+        reference=reference_of(run),
     )
+
+
+def reference_of(run: Run) -> Reference:
+    """Measure what live requests will be held against: scores and numbers of candidates of some held-out requests."""
+    import numpy as np
+    import torch
+
+    from sostenuto.serving.drift import Reference, numbers, numbers_of
+
+    split = next(name for name in ("valid", "test", "train") if len(run.data.requests(name)))
+    requests = run.data.requests(split)
+    rows = np.unique(np.linspace(0, len(requests) - 1, REFERENCE).astype(np.int64))
+    features, scored = run.collator.features, []
+    with torch.inference_mode():
+        for part in np.array_split(rows, max(1, len(rows) // 16)):
+            batch = run.collator.batch(requests, part)
+            logits = run.ranker.score(run.ranker.encode(batch.histories), batch.candidates, batch.context).logits
+            scored.append((logits.double().numpy(force=True), numbers(features, batch.candidates)))
+    return Reference.of(numbers_of(features), scored)
 
 
 def metrics_of(run: Run) -> dict[str, Any]:
@@ -135,4 +157,4 @@ def check_scores(run: Run, bundle: Bundle) -> int:
     return len(rows)
 
 
-__all__ = ["check_scores", "export", "metrics_of", "trained"]
+__all__ = ["check_scores", "export", "metrics_of", "reference_of", "trained"]

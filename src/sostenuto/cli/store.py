@@ -138,6 +138,41 @@ def warm(
 
 
 @app.command()
+def encode(
+    store: StoreArgument,
+    bundle: Annotated[list[Path], typer.Option(help="Model whose states are kept fresh; may be given several times.")],
+    every: Annotated[float, typer.Option(min=0.001, help="Seconds between two looks while nothing changes.")] = 0.1,
+    once: Annotated[bool, typer.Option("--once", help="Catch up, then end.")] = False,
+) -> None:
+    """Keep the encoded states of users fresh, away from the server, until a signal ends it.
+
+    The server is then told `encode = false`. It catches up with what came while it was away.
+    """
+    import signal
+    import threading
+
+    from sostenuto.serving.bundle import open_bundle
+    from sostenuto.serving.deployed import Deployed
+    from sostenuto.serving.stores.opening import open_store
+
+    ended = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: ended.set())
+    with open_store(store) as opened:
+        encoders = [Deployed.of(open_bundle(path), opened).encoder for path in bundle]
+        for encoder in encoders:
+            note(f"{encoder.name}: {encoder.lag:,} changes behind")
+        while not ended.is_set():
+            done = sum(encoder.run_once() for encoder in encoders)
+            if not done and once:
+                break
+            if not done:
+                ended.wait(every)
+        for encoder in encoders:
+            note(f"{encoder.name}: {encoder.lag:,} changes behind at the end")
+
+
+@app.command()
 def backup(
     store: StoreArgument,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder of the backup.")],

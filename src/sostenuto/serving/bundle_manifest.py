@@ -59,6 +59,15 @@ class DataFacts(_Plain):
     splits: dict[str, tuple[int, int]] = {}  # first and last request time, ms
 
 
+class StoredReference(_Plain):
+    """How scores and numbers of candidates were distributed at export; see `drift.Reference`."""
+
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+    mean: dict[str, float]
+    std: dict[str, float]
+
+
 class BundleManifest(_Plain):
     """bundle.json."""
 
@@ -70,6 +79,7 @@ class BundleManifest(_Plain):
     content: dict[str, StoredContent]
     user_fields: tuple[str, ...]  # context fields that belong to the user, not to the request
     metrics: dict[str, Any] = {}  # by split, as training and evaluation measured them
+    reference: StoredReference | None = None  # that live requests are held against
     versions: dict[str, str] = {}  # of the packages that trained it
     exported_with: str  # version of Sostenuto
     files: dict[str, StoredFile]
@@ -196,6 +206,7 @@ __all__ = [
     "DataFacts",
     "StoredContent",
     "StoredFile",
+    "StoredReference",
     "StoredVocabulary",
     "check_files",
     "file_hash",

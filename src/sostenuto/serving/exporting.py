@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sostenuto.features.view import HistoryView
     from sostenuto.schema.content import ItemContent
     from sostenuto.schema.features import FeatureSpec
+    from sostenuto.serving.drift import Reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class Trained:
     ranker: Any
     content: Mapping[str, ItemContent] = field(default_factory=dict)  # what it was handed; {} for one that reads none
     metrics: Mapping[str, Any] = field(default_factory=dict)  # by split
+    reference: Reference | None = None  # of held-out requests
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that trained it
 
 
@@ -110,6 +112,7 @@ def export_bundle(trained: Trained, data: PreparedData, out: str | Path) -> Bund
         },
         "user_fields": list(user_fields),
         "metrics": json.loads(json.dumps(trained.metrics)),
+        "reference": None if trained.reference is None else dataclasses.asdict(trained.reference),
         "versions": dict(trained.versions),
         "exported_with": sostenuto.__version__,
         "files": {

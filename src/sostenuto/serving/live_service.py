@@ -413,6 +413,7 @@ class LiveService:
         for version, deployed in list(self._deployed.items()):
             labels = {"version": version}
             encoder = deployed.encoder
+            found += [] if deployed.scorer.drift is None else deployed.scorer.drift.readings(version)
             found += [
                 Reading(
                     name="encoder_lag_events", help="Changes that no state has seen.", value=encoder.lag, labels=labels

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sostenuto.features.assembly import Asked, MetInIndex
 from sostenuto.features.clock import CLOCK_FIELDS
 from sostenuto.schema.features import UNKNOWN
+from sostenuto.serving.drift import Drift, Reference, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,6 +77,8 @@ class Scorer:
         own = model.bundle.prepared_features
         of_user = {f.name for f in model.bundle.user_fields}
         self._candidate_fields = own.candidate_fields
+        reference = model.bundle.manifest.reference
+        self.drift = None if reference is None else Drift(Reference(**reference.model_dump()))
         self._user_fields = tuple(f for f in own.context_fields if f.name in of_user)
         self._context_fields = tuple(f for f in own.context_fields if f.name not in of_user | _CLOCK)
 
@@ -129,8 +132,12 @@ class Scorer:
             for part in _parts(request):
                 candidates = assembler.candidates(part, met)
                 watch.lap("features")
-                found.append(ranker.score(state.state, candidates, context).logits.numpy(force=True))
+                logits = ranker.score(state.state, candidates, context).logits.numpy(force=True)
+                found.append(logits)
                 watch.lap("score")
+                if self.drift is not None:
+                    self.drift.observe(logits, numbers(self.model.features, candidates))
+                    watch.lap("features")
         return np.concatenate(found).astype(np.float64) if found else np.zeros(0)
 
 
