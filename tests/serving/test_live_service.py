@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -292,3 +293,25 @@ def test_a_shadow_scores_what_was_answered_and_is_only_compared(service, data):
     service._shadow.wait()
     told = {reading.name: reading.value for reading in service.readings() if reading.name.startswith("shadow")}
     assert (told["shadow_requests"], told["shadow_top10_overlap"]) == (1, 1.0)
+
+
+def test_threads_that_apply_at_once_do_not_meet(service):
+    serving(service, "repeat")
+    failed = []
+
+    def apply() -> None:
+        try:
+            for _ in range(30):
+                service.control.change(lambda wanted: wanted)
+                service.apply()
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=apply) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert service.readiness().ready
+    assert service.control.wait(service.control.wanted().generation, at_most_s=10) == ""

@@ -195,7 +195,9 @@ class LiveModel:
         alone, whenever it was made.
         """
         told = {
-            int(n): stored.fields for n in np.flatnonzero(index == UNKNOWN) if (stored := self.store.item(item_ids[n]))
+            n: stored.fields
+            for n in np.flatnonzero(index == UNKNOWN).tolist()
+            if (stored := self.store.item(item_ids[n]))
         }
         if not told:
             return None

@@ -80,7 +80,7 @@ class LiveService:
         self._deployed: dict[str, Deployed] = {}
         self._names: dict[str, str] = {}  # version -> bundle
         self._wanted = Wanted()
-        self._applying = threading.Lock()
+        self._applying = threading.RLock()
         self._ended = threading.Event()
         self._codes = {kind: _Names(store, kind) for kind in store.layout.name_kinds}
         self._counts: dict[str, int] = {}
@@ -361,19 +361,20 @@ class LiveService:
             self._deployed = {**self._deployed, version: deployed}
 
     def apply(self) -> None:
-        """Do what is wanted of all processes."""
-        wanted = self.control.wanted()
-        if wanted.generation == self._wanted.generation and self._wanted.generation:
-            return
-        problem = ""
-        for version, bundle in wanted.bundles.items():
-            try:
-                self._load(version, bundle)
-            except SostenutoError as error:
-                problem = _without_paths(str(error), self.settings.bundles)
-        self._wanted = wanted
-        self._deployed = {v: d for v, d in self._deployed.items() if v in wanted.bundles}
-        self.control.reached(wanted.generation, problem)
+        """Do what is wanted of all processes; one thread at a time."""
+        with self._applying:
+            wanted = self.control.wanted()
+            if wanted.generation == self._wanted.generation and self._wanted.generation:
+                return
+            problem = ""
+            for version, bundle in wanted.bundles.items():
+                try:
+                    self._load(version, bundle)
+                except SostenutoError as error:
+                    problem = _without_paths(str(error), self.settings.bundles)
+            self._deployed = {v: d for v, d in self._deployed.items() if v in wanted.bundles}
+            self._wanted = wanted
+            self.control.reached(wanted.generation, problem)
 
     # -- keeping up -----------------------------------------------------------------------------------------------
 
@@ -389,6 +390,9 @@ class LiveService:
                         busy += deployed.encoder.run_once()
             except SostenutoError as error:  # a store that is away comes back, or readiness says that it does not
                 log.warning("following the store: %s", error)
+                self._ended.wait(1.0)
+            except Exception:  # a defect: it is seen in the log, and the next look may succeed
+                log.exception("following the store")
                 self._ended.wait(1.0)
             if not busy:
                 self._ended.wait(self.settings.follow_every_s or 0.05)
