@@ -127,6 +127,7 @@ def test_unknown_users_items_and_places_are_ranked(service, data):
     assert sorted(answer.order) == [0, 1]
     assert np.isfinite(answer.scores).all()
     assert answer.served.unknown_candidates == 2
+    assert service.rank(asked(data, candidates=["", "x" * 600])).served.unknown_candidates == 2
 
 
 def test_equal_scores_keep_the_order_of_the_request(service, data):

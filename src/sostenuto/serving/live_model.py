@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sostenuto.features.assembly import Assembler, ItemColumns, offsets_of
 from sostenuto.features.missing import missing_column
 from sostenuto.features.popularity import PopularityIndex
-from sostenuto.schema.errors import RequestError, did_you_mean
+from sostenuto.schema.errors import DataError, RequestError, did_you_mean
 from sostenuto.schema.features import FIRST_KNOWN, PADDING, UNKNOWN
 from sostenuto.serving.stores.layout import ACTION, ITEM, PLACE
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sostenuto.schema.features import Field
     from sostenuto.schema.histories import History
     from sostenuto.serving.bundle import Bundle, Vocabulary
-    from sostenuto.serving.stores.store import Change, Store, StoredHistory
+    from sostenuto.serving.stores.store import Change, Store, StoredHistory, StoredItem
 
 Array = npt.NDArray[Any]
 
@@ -195,9 +195,7 @@ class LiveModel:
         alone, whenever it was made.
         """
         told = {
-            n: stored.fields
-            for n in np.flatnonzero(index == UNKNOWN).tolist()
-            if (stored := self.store.item(item_ids[n]))
+            n: stored.fields for n in np.flatnonzero(index == UNKNOWN).tolist() if (stored := self._told(item_ids[n]))
         }
         if not told:
             return None
@@ -212,6 +210,12 @@ class LiveModel:
                     with contextlib.suppress(RequestError):  # told to a model that read it otherwise
                         known.fields[f.name][n] = self._column("fields", f, [value])[0]
         return known
+
+    def _told(self, item_id: str) -> StoredItem | None:
+        try:
+            return self.store.item(item_id)
+        except DataError:  # no id that an item could have, so nothing was told of it
+            return None
 
     def check_item(self, categories: Sequence[str], fields: Mapping[str, Any]) -> None:
         """Refuse what `about` could not read: a path that is too long, or a field that is none or of another kind."""
