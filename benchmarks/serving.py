@@ -97,13 +97,16 @@ class Connection:
 
 
 def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nhost: load\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode()
 
 
 def post(path: str, body: object) -> bytes:
     packed = msgspec.msgpack.encode(body)
     return (
-        f"POST {path} HTTP/1.1\r\nhost: load\r\ncontent-length: {len(packed)}\r\n".encode() + PACKED + b"\r\n" + packed
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(packed)}\r\n".encode()
+        + PACKED
+        + b"\r\n"
+        + packed
     )
 
 
@@ -118,8 +121,10 @@ async def open_loop(
         connection = await free.get()
         found.late += time.perf_counter() - due > 1e-3
         try:
-            status, _ = await connection.ask(request)
+            status, body = await connection.ask(request)
             found.taken.append(time.perf_counter() - due)
+            if status >= 300 and not found.failed:
+                print(f"  status {status}: {body[:300]!r}", flush=True)
             found.failed += status >= 300
         finally:
             free.put_nowait(connection)
@@ -293,6 +298,10 @@ def main() -> None:
                     {"store": kind, "model": model, "rate": rate, "stages": shares, "load": os.getloadavg(), **measured}
                 )
                 now_ms += 10_000_000
+    failed = sum(r["failed"] for one in results for rounds in one["latency"].values() for r in rounds)
+    failed += sum(one[kind]["failed"] for one in results for kind in ("events", "flood"))
+    if failed:
+        raise SystemExit(f"{failed:,} requests were not answered as they should be: these are no measurements")
     (given.out / "serving.json").write_text(json.dumps(results, indent=2) + "\n")
     (given.out / "serving.md").write_text(table(results))
     print(table(results))
