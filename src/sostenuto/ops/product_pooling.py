@@ -32,8 +32,8 @@ def product_pooling(query: Tensor, query_offsets: Tensor, key: Tensor, key_offse
     """
     requests, (candidates, width) = query_offsets.shape[0] - 1, query.shape
     if requests and CROWD * candidates >= width * requests:
-        queries = query.split(offsets_to_lengths(query_offsets).tolist())
-        keys = key.split(offsets_to_lengths(key_offsets).tolist())
+        queries = torch.split_with_sizes(query, offsets_to_lengths(query_offsets).tolist())
+        keys = torch.split_with_sizes(key, offsets_to_lengths(key_offsets).tolist())
         return torch.cat([q @ (k.T @ k) for q, k in zip(queries, keys, strict=True)])
     none, one = query.new_zeros(1, width), query.new_ones(1)
     unit = UnitWeights(
