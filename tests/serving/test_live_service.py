@@ -269,6 +269,10 @@ def test_what_is_told_of_a_new_item_enters_its_score(service, data):
     model = next(iter(service._deployed.values())).model
     told = model.about(request.candidates, model.item_indices(request.candidates))
     assert told.category[:, -1].tolist() == [3, data.item_category[6, -1]]
+    why = service.explain(
+        ExplainRequest(request_id="r", user_id=USER, time_ms=NOW_MS, items=request.candidates, place="hill")
+    )
+    np.testing.assert_allclose([one.score for one in why.items], [score[1][0], score[1][1]], rtol=1e-5)
     with pytest.raises(RequestError, match="colour"):
         service.put_items([ItemRecord(item_id="brand new", fields={"colour": "red"})])
 
@@ -316,3 +320,16 @@ def test_threads_that_apply_at_once_do_not_meet(service):
     assert not failed
     assert service.readiness().ready
     assert service.control.wait(service.control.wanted().generation, at_most_s=10) == ""
+
+
+def test_a_stored_state_that_cannot_be_read_is_made_anew(service, data):
+    version = serving(service, "sdim")[0]
+    expected = service.rank(asked(data))
+    head = service.store.head(USER)
+    assert service.store.put_state(
+        version, USER, revision=head.revision, newest_ms=head.last_ms, blob=b"of another version"
+    )
+    service._deployed[version].states.cache.forget(USER)
+    again = service.rank(asked(data))
+    assert again.served.state == "encoded"
+    np.testing.assert_allclose(again.scores, expected.scores, rtol=1e-5)

@@ -44,8 +44,8 @@ class ItemColumns:
     category: Array  # (N, K)
     fields: Mapping[str, Array]  # item fields, (N,) or (N, V)
 
-    def part(self, rows: slice) -> ItemColumns:
-        """Return some of the items; nothing is copied."""
+    def part(self, rows: slice | Array) -> ItemColumns:
+        """Return some of the items; those of a slice are not copied."""
         return ItemColumns(
             category=self.category[rows], fields={name: column[rows] for name, column in self.fields.items()}
         )

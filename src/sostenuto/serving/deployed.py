@@ -68,10 +68,9 @@ class Deployed:
     def follow(self) -> int:
         """Take later events into popularity and forget the states of deleted users; return how many changes."""
         changes = self.model.follow()
-        for change in changes:
-            if change.kind != "event":
-                self.states.forget_code(change.user)
-                self.recommender.pasts.forget_code(change.user)
+        if gone := {change.user for change in changes if change.kind == "deleted"}:
+            self.states.cache.forget_codes(gone)
+            self.recommender.pasts.cache.forget_codes(gone)
         return len(changes)
 
 

@@ -132,6 +132,7 @@ class _Seen:
             time_ms=np.repeat(asked.time_ms, versions),
             place=np.repeat(asked.place, versions),
             context_fields={name: np.repeat(column, versions, axis=0) for name, column in asked.context_fields.items()},
+            about=None if asked.about is None else asked.about.part(positions),
         )
 
 

@@ -262,10 +262,10 @@ class LiveModel:
             if field.kind == "multi":
                 rows = np.zeros((len(values), field.width), np.int64)
                 for n, v in enumerate(values):
-                    found = [self._value(field, x) for x in v or ()][: field.width]
+                    found = self._indices(field, v or ())[: field.width]
                     rows[n, : len(found)] = found
                 return rows
-            return np.array([self._value(field, v) for v in values], np.int64)
+            return np.array(self._indices(field, values), np.int64)
         except (TypeError, ValueError) as error:
             wanted = {
                 "numeric": "numbers",
@@ -275,16 +275,13 @@ class LiveModel:
             }[field.kind]
             raise RequestError(f"{what}.{field.name} must be {wanted} or null: {error}; send it so") from error
 
-    def _value(self, field: Field, value: Any) -> int:
+    def _indices(self, field: Field, values: Sequence[Any]) -> list[int]:
+        """Return the indices of values of a field; without a vocabulary they are indices already."""
         vocabulary = self.bundle.vocabularies.get(field.name)
-        if value is None:
-            return PADDING
-        if vocabulary is None:  # its values are indices as they stand, such as a flag
-            found = int(_number(value))
-            if not 0 <= found < field.size:
-                return UNKNOWN
-            return found
-        return vocabulary.index(value if isinstance(value, str) else _text(value))
+        if vocabulary is not None:
+            return [PADDING if v is None else vocabulary.index(v if type(v) is str else _text(v)) for v in values]
+        found = [PADDING if v is None else int(_number(v)) for v in values]
+        return [index if 0 <= index < field.size else UNKNOWN for index in found]
 
 
 def _number(value: Any) -> float:

@@ -19,7 +19,7 @@ from sostenuto.serving.bundle_manifest import MANIFEST, VERSION_DIGITS, read_man
 from sostenuto.serving.control import Control, Wanted
 from sostenuto.serving.deployed import Deployed
 from sostenuto.serving.recommending.recommender import RecommendSettings
-from sostenuto.serving.scoring import Question, Scores, best_first
+from sostenuto.serving.scoring import Question, best_first, probabilities, served_by
 from sostenuto.serving.service import (
     EventReceipt,
     ExplainAnswer,
@@ -33,7 +33,6 @@ from sostenuto.serving.service import (
     Reading,
     RecommendAnswer,
     RecommendRequest,
-    Served,
     StoredEvent,
     Timeline,
     Traffic,
@@ -42,6 +41,7 @@ from sostenuto.serving.service import (
 from sostenuto.serving.shadowing import Shadow
 from sostenuto.serving.stores.committing import GroupCommitter
 from sostenuto.serving.stores.layout import ACTION, ITEM, PLACE
+from sostenuto.serving.stores.names import StoreNames
 from sostenuto.serving.user_states import CACHE_BYTES
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class LiveService:
         self._wanted = Wanted()
         self._applying = threading.RLock()
         self._ended = threading.Event()
-        self._codes = {kind: _Names(store, kind) for kind in store.layout.name_kinds}
-        self._counts: dict[str, int] = {}
+        self._codes = {kind: StoreNames(store, kind) for kind in store.layout.name_kinds}
         self._shadow = Shadow()
         self.apply()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
@@ -102,7 +101,8 @@ class LiveService:
             candidate_fields=request.candidate_fields,
             context=request.context,
         )
-        found = self._scores(deployed, question)
+        self._current(deployed)
+        found = deployed.scorer.scores(question)
         traffic = self._wanted.traffic
         if traffic is not None and traffic.shadow in self._deployed and arm != "forced":
             self._shadow.offer(self._deployed[str(traffic.shadow)], question, found.logits)
@@ -112,8 +112,10 @@ class LiveService:
         return RankAnswer(
             order=order.tolist(),
             scores=logits.tolist(),
-            probabilities=_sigmoid(logits) if request.with_probabilities and gives else None,
-            served=self._served(deployed, arm, found),
+            probabilities=probabilities(logits).tolist() if request.with_probabilities and gives else None,
+            served=served_by(
+                deployed.model.bundle, found.state, found.origin, arm, unknown=found.unknown, stage_s=found.stage_s
+            ),
         )
 
     def recommend(self, request: RecommendRequest) -> RecommendAnswer:
@@ -149,26 +151,6 @@ class LiveService:
         """Take later events into popularity, where every answer is to have them."""
         if not self.settings.follow_every_s:
             deployed.follow()
-
-    def _scores(self, deployed: Deployed, question: Question) -> Scores:
-        self._current(deployed)
-        found = deployed.scorer.scores(question)
-        self._counts[found.origin] = self._counts.get(found.origin, 0) + 1
-        return found
-
-    def _served(self, deployed: Deployed, arm: Literal["main", "canary", "forced"], found: Scores) -> Served:
-        bundle, state = deployed.model.bundle, found.state
-        return Served(
-            model=bundle.name,
-            version=bundle.version,
-            arm=arm,
-            history_length=int(state.index.length[0]),
-            newest_ms=state.newest_ms if state.count else None,
-            revision=state.revision,
-            state=found.origin,
-            unknown_candidates=found.unknown,
-            stage_s=found.stage_s,
-        )
 
     # -- users, events, items -------------------------------------------------------------------------------------
 
@@ -235,14 +217,14 @@ class LiveService:
 
     def delete_user(self, user_id: str) -> UserDeleted:
         """Erase a user everywhere."""
-        history = self.store.history(user_id)
-        events = 0 if history is None else len(history)
+        head = self.store.head(user_id)
+        events = 0 if head is None else head.count
         versions = list(self._deployed)
         states = sum(self.store.state(version, user_id) is not None for version in versions)
         gone = self.store.delete_user(user_id)
         for deployed in list(self._deployed.values()):
-            deployed.states.forget(user_id)
-            deployed.recommender.pasts.forget(user_id)
+            deployed.states.cache.forget(user_id)
+            deployed.recommender.pasts.cache.forget(user_id)
         return UserDeleted(existed=gone is not None, events=events, states=states)
 
     def put_items(self, items: Sequence[ItemRecord]) -> int:
@@ -428,14 +410,14 @@ class LiveService:
                 Reading(
                     name="state_cache_bytes",
                     help="States in memory.",
-                    value=deployed.states.num_bytes,
+                    value=deployed.states.cache.num_bytes,
                     labels=labels,
                     merge="sum",
                 ),
                 Reading(
                     name="state_cache_users",
                     help="Users whose state is in memory.",
-                    value=len(deployed.states),
+                    value=len(deployed.states.cache),
                     labels=labels,
                     merge="sum",
                 ),
@@ -450,18 +432,6 @@ class LiveService:
         self._committer.close()
         self.control.leave()
         self.store.close()
-
-
-class _Names:
-    """The names of a store by code."""
-
-    def __init__(self, store: Store, kind: str) -> None:
-        self._store, self._kind, self._names = store, kind, [""]
-
-    def __call__(self, code: int) -> str:
-        if code >= len(self._names):
-            self._names = [*self._names, *self._store.names(self._kind, since=len(self._names) - 1)]
-        return self._names[code]
 
 
 def share_of(user_id: str) -> float:
@@ -480,11 +450,6 @@ def _roles(version: str, wanted: Wanted) -> list[Literal["main", "canary", "shad
     if previous is not None and version in {previous.main, previous.canary, previous.shadow}:
         roles.append("previous")
     return roles
-
-
-def _sigmoid(logits: Any) -> list[float]:
-    found: list[float] = (0.5 + 0.5 * np.tanh(0.5 * logits)).tolist()
-    return found
 
 
 def _without_paths(text: str, folder: Path) -> str:

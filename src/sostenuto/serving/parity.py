@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sostenuto.data.prepared import SPLITS
-from sostenuto.schema.features import PADDING, UNKNOWN
+from sostenuto.schema.features import PADDING
 from sostenuto.serving.scoring import Question
 from sostenuto.serving.user_states import NEVER_MS
-from sostenuto.serving.warming import RawEvents, moments
+from sostenuto.serving.warming import RawEvents, moments, raw_value
 
 if TYPE_CHECKING:
     from sostenuto.data.prepared import PreparedData, Requests
@@ -188,20 +188,7 @@ class RawRequests:
         )
 
     def _raw(self, field: Field, value: Any) -> Any:
-        words = self._words.get(field.name)
-        if field.kind == "numeric":
-            return None if np.isnan(value) else float(value)
-        if field.kind == "vector":
-            return [float(x) for x in value]
-        if field.kind == "multi":
-            return [self._word(words, int(x)) for x in value if int(x) != PADDING]
-        return self._word(words, int(value))
-
-    @staticmethod
-    def _word(words: list[str] | None, index: int) -> Any:
-        if words is None:
-            return index
-        return None if index == PADDING else words[index] if index != UNKNOWN else words[UNKNOWN]
+        return raw_value(field, self._words.get(field.name, []), value)
 
 
 __all__ = ["TOLERANCE", "Offline", "RawRequests", "Scored", "Service", "replay"]

@@ -24,6 +24,7 @@ from sostenuto.schema.features import FIRST_KNOWN
 from sostenuto.schema.ranker import ItemKeeper
 from sostenuto.serving.explaining import Carrier, explain_by_deletion
 from sostenuto.serving.labels import ItemLabels
+from sostenuto.serving.scoring import SCORED_AT_ONCE, probabilities
 
 if TYPE_CHECKING:
     from sostenuto.data.prepared import PreparedData
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from sostenuto.schema.ranker import Ranker
 
 Array = npt.NDArray[Any]
-
-SCORED_AT_ONCE = 2_048  # candidates per call: bounds memory, changes no score (law 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +174,7 @@ class HistoryRanker:
                 item_id=self._item_ids[items[b]],
                 label=self.label(int(items[b])),
                 logit=float(logits[b]),
-                probability=float(0.5 + 0.5 * np.tanh(0.5 * logits[b])) if self.gives_probabilities else None,
+                probability=float(probabilities(logits[b])) if self.gives_probabilities else None,
                 reasons=reasons[n][0],
                 joint_drop=reasons[n][1],
             )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,15 @@ from sostenuto.features.assembly import Asked, MetInIndex
 from sostenuto.features.clock import CLOCK_FIELDS
 from sostenuto.schema.features import UNKNOWN
 from sostenuto.serving.drift import Drift, Reference, numbers
+from sostenuto.serving.service import Served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sostenuto.serving.bundle import Bundle
     from sostenuto.serving.live_model import LiveModel
-    from sostenuto.serving.user_states import Origin, UserState, UserStates
+    from sostenuto.serving.service import StateOrigin
+    from sostenuto.serving.user_states import UserState, UserStates
 
 Array = npt.NDArray[Any]
 
@@ -46,7 +49,7 @@ class Scores:
     logits: Array  # (C,) float64, aligned with the items
     item: Array  # (C,) int64 indices of the bundle; 1 = unknown
     state: UserState
-    origin: Origin
+    origin: StateOrigin
     stage_s: Mapping[str, float]  # seconds: state (the store included), features, score
 
     @property
@@ -143,8 +146,6 @@ class Scorer:
 
 def _parts(asked: Asked) -> Iterator[Asked]:
     """Cut a request of one row into requests of few candidates."""
-    from dataclasses import replace
-
     count = len(asked.item)
     if count <= SCORED_AT_ONCE:
         yield asked
@@ -161,9 +162,37 @@ def _parts(asked: Asked) -> Iterator[Asked]:
         )
 
 
+def probabilities(logits: Array) -> Array:
+    """Return 1 / (1 + exp(-logit)), finite for every logit."""
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits))
+
+
+def served_by(
+    bundle: Bundle,
+    state: UserState,
+    origin: StateOrigin,
+    arm: Literal["main", "canary", "forced"],
+    *,
+    unknown: int,
+    stage_s: Mapping[str, float],
+) -> Served:
+    """Say who answered, from what."""
+    return Served(
+        model=bundle.name,
+        version=bundle.version,
+        arm=arm,
+        history_length=int(state.index.length[0]),
+        newest_ms=state.newest_ms if state.count else None,
+        revision=state.revision,
+        state=origin,
+        unknown_candidates=unknown,
+        stage_s=stage_s,
+    )
+
+
 def best_first(logits: Array) -> Array:
     """Return positions by falling logit; equal ones stay in their order."""
     return np.argsort(-logits, kind="stable")
 
 
-__all__ = ["SCORED_AT_ONCE", "Question", "Scorer", "Scores", "Stopwatch", "best_first"]
+__all__ = ["SCORED_AT_ONCE", "Question", "Scorer", "Scores", "Stopwatch", "best_first", "probabilities", "served_by"]

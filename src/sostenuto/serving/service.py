@@ -26,9 +26,8 @@ FieldValue = str | float | bool | None | Sequence[str | float]
 Fields = Mapping[str, FieldValue]
 
 # how the user state of a ranking came to be: it was cached and is current; new events were folded into a cached one;
-# it was encoded in the request; a cached one was used although newer events exist (only where the settings allow it);
-# the user has no history
-StateOrigin = Literal["cached", "folded", "encoded", "stale", "cold"]
+# it was encoded in the request; the user has no history before the moment
+StateOrigin = Literal["cached", "folded", "encoded", "cold"]
 # timed parts of a request inside the service; the edge adds decode, wait, and encode_answer
 STAGES = ("store", "state", "features", "candidates", "score", "rerank")
 

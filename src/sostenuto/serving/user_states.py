@@ -6,14 +6,14 @@ strictly before it; a kept state serves it as long as no event lies between what
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sostenuto.features.match import MatchIndex
+from sostenuto.schema.errors import StateError
 from sostenuto.serving.invented import invented_history
 from sostenuto.serving.state_bytes import (
     INVENTED,
@@ -22,16 +22,16 @@ from sostenuto.serving.state_bytes import (
     state_num_bytes,
     state_to_bytes,
 )
+from sostenuto.serving.user_cache import UserCache
 
 if TYPE_CHECKING:
     from sostenuto.features.assembly import Past
     from sostenuto.schema.histories import History
     from sostenuto.serving.live_model import LiveModel
+    from sostenuto.serving.service import StateOrigin
     from sostenuto.serving.stores.store import Head
 
-# how the state of a ranking came to be: it was kept and is current; later events were folded into a kept one; it was
-# made of the whole history; the user has no history before the moment
-Origin = Literal["cached", "folded", "encoded", "cold"]
+log = logging.getLogger(__name__)
 
 NEVER_MS = 2**62  # later than every event
 CACHE_BYTES = 1 << 30
@@ -66,26 +66,18 @@ class UserStates:
     """
 
     def __init__(self, model: LiveModel, *, cache_bytes: int = CACHE_BYTES) -> None:
+        import torch
+
         self.model = model
-        self.cache_bytes = cache_bytes
-        self._kept: OrderedDict[str, tuple[UserState, int]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self.cache: UserCache[UserState] = UserCache(cache_bytes)
         # a view that cuts has forgotten what a fold would bring back into it
         self._folds = model.bundle.entry.update == "exact" and model.bundle.view.recent is None
         self.cold = self._made(model.history(None), None)
-        invented = model.ranker.encode(invented_history(model.features, INVENTED))
+        with torch.inference_mode():
+            invented = model.ranker.encode(invented_history(model.features, INVENTED))
         self._form = StateForm.of(self._plain(self.cold), (invented, self.cold.index, (0,)))
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the states in memory."""
-        return self._bytes
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def at(self, user_id: str, moment_ms: int = NEVER_MS) -> tuple[UserState, Origin]:
+    def at(self, user_id: str, moment_ms: int = NEVER_MS) -> tuple[UserState, StateOrigin]:
         """Return the state of a user's behaviours strictly before a moment.
 
         It equals that of an encode of them, up to rounding where events were folded in (law 3).
@@ -94,18 +86,17 @@ class UserStates:
         head = store.head(user_id)
         if head is None or not head.count or head.first_ms >= moment_ms:
             return self.cold, "cold"
-        kept = self._in_memory(user_id)
+        kept = self.cache.get(user_id)
         if kept is None:
             kept = self._in_store(user_id)
             if kept is not None:
                 self._keep(user_id, kept)
         if kept is not None and kept.is_of(head, moment_ms):
             return kept, "cached"
-        origin: Origin = "encoded"
+        origin: StateOrigin = "folded"
         found = None
         if kept is not None and self._folds and kept.user == head.user and kept.floor_ms == head.floor_ms:
             found = self._folded(user_id, kept, moment_ms)
-            origin = "folded"
         if found is None:
             found, origin = self._encoded(user_id, moment_ms), "encoded"
         if found is None:  # deleted a moment ago
@@ -133,14 +124,13 @@ class UserStates:
             return None  # an event that belongs among those seen, or into their last moment
         if later.head.count != kept.count + len(later):
             return None
-        seen = int(np.searchsorted(later.time_ms, moment_ms, side="left"))
-        until = int(later.time_ms[seen]) if seen < len(later) else NEVER_MS
-        if until != NEVER_MS:
+        newest_ms = int(later.time_ms[-1])
+        if newest_ms >= moment_ms:
             return None  # to be found again it would have to tell arrivals that it has seen from those it has not
         history, past = self.model.history(later)
         state = self._append(kept.state, history)
         index = kept.index.joined(self._index(history, past))
-        return self._described(state, index, later.head, count=kept.count + seen, newest_ms=int(later.time_ms[-1]))
+        return self._described(state, index, later.head, count=later.head.count, newest_ms=newest_ms)
 
     def _append(self, state: Any, later: History) -> Any:
         import torch
@@ -179,40 +169,8 @@ class UserStates:
             until_ms=until_ms,
         )
 
-    # -- memory ---------------------------------------------------------------------------------------------------
-
-    def _in_memory(self, user_id: str) -> UserState | None:
-        with self._lock:
-            if (found := self._kept.get(user_id)) is None:
-                return None
-            self._kept.move_to_end(user_id)
-            return found[0]
-
     def _keep(self, user_id: str, state: UserState) -> None:
-        size = state_num_bytes(state.state) + state.index.num_bytes
-        with self._lock:
-            self._forget(user_id)
-            if size > self.cache_bytes:
-                return
-            self._kept[user_id] = (state, size)
-            self._bytes += size
-            while self._bytes > self.cache_bytes:
-                self._forget(next(iter(self._kept)))
-
-    def _forget(self, user_id: str) -> None:
-        if (gone := self._kept.pop(user_id, None)) is not None:
-            self._bytes -= gone[1]
-
-    def forget(self, user_id: str) -> None:
-        """Take a user out of memory."""
-        with self._lock:
-            self._forget(user_id)
-
-    def forget_code(self, user: int) -> None:
-        """Take a user out of memory by the store's code: all that is told of one who was deleted."""
-        with self._lock:
-            for user_id in [key for key, (state, _) in self._kept.items() if state.user == user]:
-                self._forget(user_id)
+        self.cache.keep(user_id, state, user=state.user, size=state_num_bytes(state.state) + state.index.num_bytes)
 
     # -- the store ------------------------------------------------------------------------------------------------
 
@@ -224,7 +182,11 @@ class UserStates:
         stored = self.model.store.state(self.model.bundle.version, user_id)
         if stored is None:
             return None
-        state, index, described = state_from_bytes(stored.blob, self._form)
+        try:
+            state, index, described = state_from_bytes(stored.blob, self._form)
+        except StateError as error:  # such as one of the version of Sostenuto before; it is made anew
+            log.info("a stored state is left aside: %s", error)
+            return None
         user, revision, last_sequence, floor_ms, count, newest_ms = (int(x) for x in described)
         return UserState(
             state=state,
@@ -250,4 +212,4 @@ class UserStates:
         )
 
 
-__all__ = ["CACHE_BYTES", "NEVER_MS", "Origin", "UserState", "UserStates"]
+__all__ = ["CACHE_BYTES", "NEVER_MS", "UserState", "UserStates"]

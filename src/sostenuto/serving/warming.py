@@ -99,18 +99,22 @@ class RawEvents:
         for f in self.data.features.context_fields:
             if f"field.{f.name}" in table.columns:
                 value = column_array(table[f"field.{f.name}"])[user]
-                found[f.name] = self._raw(f, value)
+                found[f.name] = raw_value(f, self._words(f.name), value)
         return found
 
-    def _raw(self, field: Field, value: Any) -> Any:
-        words = self._words(field.name)
-        if field.kind == "categorical":
-            return _word(words, int(value)) or None if words else int(value)
-        if field.kind == "multi":
-            return [_word(words, int(x)) for x in value if int(x) != PADDING]
-        if field.kind == "vector":
-            return [float(x) for x in value]
-        return None if np.isnan(value) else float(value)
+
+def raw_value(field: Field, words: list[str], value: Any) -> Any:
+    """Return one stored value of a field as it is sent: text by the vocabulary `words`, None where missing.
+
+    Without a vocabulary a category is the index that it is stored as.
+    """
+    if field.kind == "categorical":
+        return _word(words, int(value)) or None if words else int(value)
+    if field.kind == "multi":
+        return [_word(words, int(x)) for x in value if int(x) != PADDING]
+    if field.kind == "vector":
+        return [float(x) for x in value]
+    return None if np.isnan(value) else float(value)
 
 
 def _word(words: list[str], index: int) -> str:
@@ -176,4 +180,4 @@ def moments(data: PreparedData, from_ms: int, until_ms: int) -> Iterator[tuple[i
         yield int(time_ms[rows[0]]), [(int(user[p[0]]), range(int(p[0]), int(p[-1]) + 1)) for p in parts]
 
 
-__all__ = ["AT_ONCE", "RawEvents", "moments", "warm_up"]
+__all__ = ["AT_ONCE", "RawEvents", "moments", "raw_value", "warm_up"]

@@ -202,8 +202,10 @@ def test_an_event_changes_the_next_list_and_a_deletion_takes_it_back(data, tmp_p
         assert not {"i9", "a new thing"} & set(without.candidates)
         store.delete_user("guest")
         assert recommender.recommend(only).items == []
-        recommender.pasts.forget("guest")
-        assert recommender.pasts._bytes == sum(kept[2].nbytes for kept in recommender.pasts._kept.values())
+        cache = recommender.pasts.cache
+        cache.forget("guest")
+        users = [user for user in store.users() if cache.get(user) is not None]
+        assert cache.num_bytes == sum(cache.get(user)[2].nbytes for user in users)
 
 
 def test_only_some_actions_count_as_buying(tmp_path):
@@ -223,11 +225,11 @@ def test_only_some_actions_count_as_buying(tmp_path):
 
 def test_kept_pasts_stay_within_their_memory(live):
     recommender = Recommender.of(live["repeat"].scorer)
-    recommender.pasts.cache_bytes = 4_000
+    recommender.pasts.cache.most_bytes = 4_000
     for n in range(30):
         recommender.recommend(asked(user_id=f"household-{n}"))
-        assert recommender.pasts._bytes <= 4_000
-    assert 0 < len(recommender.pasts._kept) < 30
+        assert recommender.pasts.cache.num_bytes <= 4_000
+    assert 0 < len(recommender.pasts.cache) < 30
 
 
 @pytest.mark.parametrize("name", ["din", "sasrec"])

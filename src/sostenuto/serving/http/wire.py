@@ -75,7 +75,7 @@ class Ranked(Answer):
     history_length: Annotated[int, Meta(description="Behaviours that the model saw")]
     newest_time_ms: Annotated[int | None, Meta(description="Time of the newest of them")]
     revision: Annotated[int, Meta(description="Of the user's history; grows with every change")]
-    state: Literal["cached", "folded", "encoded", "stale", "cold"]
+    state: Literal["cached", "folded", "encoded", "cold"]
     unknown_candidates: int
     items: Annotated[list[str], Meta(description="Item ids, best first")]
     scores: Annotated[list[float], Meta(description="Logits, beside `items`")]
@@ -133,7 +133,7 @@ class Recommended(Answer):
     history_length: int
     newest_time_ms: int | None
     revision: int
-    state: Literal["cached", "folded", "encoded", "stale", "cold"]
+    state: Literal["cached", "folded", "encoded", "cold"]
     num_candidates: int
     items: list[RecommendedItem]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +12,11 @@ import numpy.typing as npt
 
 from sostenuto.schema.features import FIRST_KNOWN, UNKNOWN
 from sostenuto.serving.stores.layout import ACTION, ITEM
+from sostenuto.serving.stores.names import StoreNames
+from sostenuto.serving.user_cache import UserCache
 
 if TYPE_CHECKING:
     from sostenuto.serving.live_model import LiveModel
-    from sostenuto.serving.stores.store import Store
 
 Array = npt.NDArray[Any]
 
@@ -87,22 +86,6 @@ class UserPast:
 NO_PAST = UserPast.of(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
-class StoreNames:
-    """The names of one kind in a store by code; read once and extended as the store grows."""
-
-    def __init__(self, store: Store, kind: str) -> None:
-        self._store, self._kind = store, kind
-        self._names = [""]  # code 0 is missing
-        self._growing = threading.Lock()
-
-    def __call__(self, code: int) -> str:
-        """Return the name of a code."""
-        if code >= len(self._names):
-            with self._growing:
-                self._names += self._store.names(self._kind, since=len(self._names) - 1)
-        return self._names[code]
-
-
 class Pasts:
     """Reads the pasts of users from the store of a live model, and keeps those of whole histories.
 
@@ -113,20 +96,19 @@ class Pasts:
     """
 
     def __init__(self, model: LiveModel, *, bought_actions: Sequence[str] = (), cache_bytes: int = CACHE_BYTES) -> None:
-        self.model, self.cache_bytes = model, cache_bytes
+        self.model = model
         self.bought_actions = frozenset(bought_actions)
         self._items, self._actions = StoreNames(model.store, ITEM), StoreNames(model.store, ACTION)
-        self._kept: OrderedDict[str, tuple[int, int, UserPast]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self.cache: UserCache[tuple[int, int, UserPast]] = UserCache(cache_bytes)  # code, revision, past
 
     def at(self, user_id: str, moment_ms: int) -> UserPast:
         """Return what a user did strictly before a moment."""
         head = self.model.store.head(user_id)
         if head is None or not head.count or head.first_ms >= moment_ms:
             return NO_PAST
-        if head.last_ms < moment_ms and (kept := self._in_memory(user_id, head.user, head.revision)) is not None:
-            return kept
+        kept = self.cache.get(user_id)
+        if head.last_ms < moment_ms and kept is not None and kept[:2] == (head.user, head.revision):
+            return kept[2]
         history = self.model.store.history(user_id, before_ms=moment_ms)
         if history is None:  # deleted a moment ago
             return NO_PAST
@@ -135,7 +117,8 @@ class Pasts:
         unknown = np.unique(history.item[(item == UNKNOWN) & bought])
         past = UserPast.of(item, history.time_ms, bought, [self._items(int(code)) for code in unknown])
         if history.head.last_ms < moment_ms:
-            self._keep(user_id, history.head.user, history.revision, past)
+            user = history.head.user
+            self.cache.keep(user_id, (user, history.revision, past), user=user, size=past.nbytes)
         return past
 
     def _is_bought(self, action: Array) -> Array:
@@ -144,36 +127,5 @@ class Pasts:
         wanted = [code for code in np.unique(action).tolist() if self._actions(code) in self.bought_actions]
         return np.isin(action, wanted)
 
-    def _in_memory(self, user_id: str, user: int, revision: int) -> UserPast | None:
-        with self._lock:
-            kept = self._kept.get(user_id)
-            if kept is None or kept[:2] != (user, revision):
-                return None
-            self._kept.move_to_end(user_id)
-            return kept[2]
 
-    def _keep(self, user_id: str, user: int, revision: int, past: UserPast) -> None:
-        with self._lock:
-            self._forget(user_id)
-            self._kept[user_id] = (user, revision, past)
-            self._bytes += past.nbytes
-            while self._bytes > self.cache_bytes:
-                self._forget(next(iter(self._kept)))
-
-    def _forget(self, user_id: str) -> None:
-        if (gone := self._kept.pop(user_id, None)) is not None:
-            self._bytes -= gone[2].nbytes
-
-    def forget(self, user_id: str) -> None:
-        """Take a user out of memory."""
-        with self._lock:
-            self._forget(user_id)
-
-    def forget_code(self, user: int) -> None:
-        """Take a user out of memory of whom only the store's code is known: she was deleted."""
-        with self._lock:
-            for user_id in [name for name, kept in self._kept.items() if kept[0] == user]:
-                self._forget(user_id)
-
-
-__all__ = ["CACHE_BYTES", "HALF_LIFE_MS", "NO_PAST", "Pasts", "StoreNames", "UserPast"]
+__all__ = ["CACHE_BYTES", "HALF_LIFE_MS", "NO_PAST", "Pasts", "UserPast"]

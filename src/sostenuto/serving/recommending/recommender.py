@@ -37,15 +37,14 @@ from sostenuto.serving.recommending.popular import PopularSource
 from sostenuto.serving.recommending.repeat import RepeatSource
 from sostenuto.serving.recommending.similarity import ItemSimilarity
 from sostenuto.serving.recommending.source import CandidateSource, Merged, Seeker
-from sostenuto.serving.scoring import Question, Stopwatch
-from sostenuto.serving.service import RecommendAnswer, Recommended, Served
+from sostenuto.serving.scoring import Question, Stopwatch, probabilities, served_by
+from sostenuto.serving.service import RecommendAnswer, Recommended
 
 if TYPE_CHECKING:
     from sostenuto.features.assembly import Asked
     from sostenuto.serving.bundle import Bundle
     from sostenuto.serving.scoring import Scorer
     from sostenuto.serving.service import RecommendRequest
-    from sostenuto.serving.user_states import Origin, UserState
 
 Array = npt.NDArray[Any]
 
@@ -215,7 +214,7 @@ class Recommender:
             num_candidates=num_candidates,
             candidates=ids,
             policy=UNIFORM_SLOTS if arranged.is_explored.any() else DETERMINISTIC,
-            served=self._served(state, origin, arm, unknown, watch),
+            served=served_by(model.bundle, state, origin, arm, unknown=unknown, stage_s=watch.stage_s),
         )
 
     def _chosen(self, names: Sequence[str]) -> list[CandidateSource]:
@@ -309,32 +308,11 @@ class Recommender:
                     score=score,
                     sources=merged.sources(row),
                     propensity=propensity,
-                    probability=float(0.5 + 0.5 * np.tanh(0.5 * score)) if gives else None,
+                    probability=float(probabilities(np.asarray(score))) if gives else None,
                     rule=EXPLORED if is_explored else MUST_INCLUDE if lawful.is_must[row] else "",
                 )
             )
         return items
-
-    def _served(
-        self,
-        state: UserState,
-        origin: Origin,
-        arm: Literal["main", "canary", "forced"],
-        unknown: int,
-        watch: Stopwatch,
-    ) -> Served:
-        bundle = self.scorer.model.bundle
-        return Served(
-            model=bundle.name,
-            version=bundle.version,
-            arm=arm,
-            history_length=int(state.index.length[0]),
-            newest_ms=state.newest_ms if state.count else None,
-            revision=state.revision,
-            state=origin,
-            unknown_candidates=unknown,
-            stage_s=watch.stage_s,
-        )
 
 
 def vectors_of(bundle: Bundle) -> dict[str, VectorIndex]:
