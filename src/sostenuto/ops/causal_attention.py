@@ -120,7 +120,9 @@ def plan_attention(query_offsets: Tensor, key_offsets: Tensor, visible: Tensor) 
     query_lengths = query_offsets[1:] - query_offsets[:-1]
     key_lengths = key_offsets[1:] - key_offsets[:-1]
     if visible.numel():
-        limit = torch.repeat_interleave(key_lengths, query_lengths, output_size=visible.shape[0])
+        limit = key_lengths
+        if len(key_lengths) > 1:
+            limit = torch.repeat_interleave(key_lengths, query_lengths, output_size=visible.shape[0])
         if bool(((visible > limit) | (visible < 0)).any()):
             raise ValueError(
                 "visible must lie between 0 and the keys of the query's row, got "
@@ -151,10 +153,12 @@ def _strip_height(queries: int) -> int:
 
 def _group(rows: Tensor, query_offsets: Tensor, key_offsets: Tensor, visible: Tensor, asked: int, known: int) -> _Group:
     def laid_out(offsets: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
-        place = torch.arange(width, device=rows.device)
-        length = (offsets[rows + 1] - offsets[rows])[:, None]
+        place, first = torch.arange(width, device=rows.device), offsets[rows][:, None]
+        if len(rows) == 1:  # nothing is padded
+            return first + place, None
+        length = offsets[rows + 1][:, None] - first
         mask = place < length
-        index = offsets[rows][:, None] + torch.minimum(place, length - 1)
+        index = first + torch.minimum(place, length - 1)
         return index, None if bool(mask.all()) else mask
 
     query, query_mask = laid_out(query_offsets, asked)
@@ -256,12 +260,11 @@ class _Biases:
         self.row: Tensor | None = None  # (Lq,) of each query; None = one each
         if len(group.query) == 1:
             opens = (position[0, 1:] != position[0, :-1]) | (time[0, 1:] != time[0, :-1])
-            row = torch.cat([opens.new_zeros(1), opens]).cumsum(0)
-            rows = row.tolist()
-            if rows[-1] < 3 * len(rows) // 4:
+            if int(opens.sum()) < 3 * position.shape[1] // 4:
+                self.row = torch.cat([opens.new_zeros(1), opens]).cumsum(0)
+                self.rows = self.row.tolist()
                 first = torch.cat([opens.new_ones(1), opens]).nonzero().squeeze(1)
                 position, time = position[:, first], time[:, first]
-                self.row, self.rows = row, rows
         self.query_position = position[:, :, None].to(torch.int32)  # half the bytes of int64, and tiles are many
         self.key_position = bias.key_position[group.key][:, None, :].to(torch.int32)
         if bias.time is not None:
@@ -286,12 +289,12 @@ class _Biases:
         return found
 
     def values(self, places: list[Tensor], strip: _Strip, keys: int) -> Tensor:
-        """Return the (G, 1, queries, keys) bias of a tile."""
+        """Return the (G, 1, queries or 1, keys) bias of a tile."""
         term = self.position.index_select(0, places[0])
         if self.time is not None:
             term += self.time.index_select(0, places[1].view(-1))
-        if self.row is None:
-            return term.view(-1, 1, strip.last - strip.first, keys)
+        if self.row is None or term.shape[0] == keys:  # a row each, or one for the whole strip
+            return term.view(len(self.query_position), 1, -1, keys)
         shared = self.row[strip.first : strip.last] - self.rows[strip.first]
         return term.view(-1, keys).index_select(0, shared)[None, None]
 
