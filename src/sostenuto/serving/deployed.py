@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sostenuto.schema.errors import StreamTrimmed
+from sostenuto.serving.backlog import Backlog
 from sostenuto.serving.encoding import BehaviourEncoder
 from sostenuto.serving.live_explaining import LiveExplainer
 from sostenuto.serving.live_model import LiveModel
@@ -26,6 +28,7 @@ class Deployed:
     states: UserStates
     scorer: Scorer
     encoder: BehaviourEncoder
+    backlog: Backlog  # of the encoder, wherever it runs
     recommender: Recommender
     explainer: LiveExplainer
 
@@ -51,11 +54,13 @@ class Deployed:
         model = LiveModel(bundle, store)
         states = UserStates(model, cache_bytes=cache_bytes)
         scorer = Scorer(model, states)
+        encoder = BehaviourEncoder(states)
         return cls(
             model=model,
             states=states,
             scorer=scorer,
-            encoder=BehaviourEncoder(states),
+            encoder=encoder,
+            backlog=Backlog(store, encoder.name),
             recommender=Recommender.of(scorer, recommend, salt=salt),
             explainer=LiveExplainer(scorer),
         )
@@ -67,7 +72,13 @@ class Deployed:
 
     def follow(self) -> int:
         """Take later events into popularity and forget the states of deleted users; return how many changes."""
-        changes = self.model.follow()
+        try:
+            changes = self.model.follow()
+        except StreamTrimmed:  # who was deleted meanwhile is not told any more, so nobody is kept
+            self.model.start_again()
+            self.states.cache.forget_all()
+            self.recommender.pasts.cache.forget_all()
+            return 1
         if gone := {change.user for change in changes if change.kind == "deleted"}:
             self.states.cache.forget_codes(gone)
             self.recommender.pasts.cache.forget_codes(gone)

@@ -6,7 +6,6 @@ ranker. A ranking never waits for it and never depends on it: a state that is be
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -29,28 +28,20 @@ class BehaviourEncoder:
 
     Args:
         states: of the model version.
-        clock:  seconds, for the lag alone.
     """
 
-    def __init__(self, states: UserStates, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, states: UserStates) -> None:
         self.states = states
         self.store = states.model.store
         self.name = f"states-{states.model.bundle.version}"
-        self._clock = clock
         self._bounded = states.model.bundle.entry.state == "bounded"
         self._cursor = self.store.cursor(self.name)
         self._unwritten: dict[str, int] = {}  # events in the state that the store has, by user
-        self._behind_since: float | None = None
 
     @property
     def lag(self) -> int:
-        """Changes of the store that it has not seen."""
+        """Changes of the store that it has not seen; what others ask is `backlog.Backlog`."""
         return max(self.store.last_sequence() - self._cursor, 0)
-
-    @property
-    def lag_s(self) -> float:
-        """Seconds since it was last up to date."""
-        return 0.0 if self._behind_since is None else self._clock() - self._behind_since
 
     def run_once(self) -> int:
         """Take the next changes in and return how many there were; with none, write what was put off."""
@@ -59,11 +50,8 @@ class BehaviourEncoder:
         except StreamTrimmed:
             return self._start_again()
         if not changes:
-            self._behind_since = None
             self._write_all()
             return 0
-        if self._behind_since is None:
-            self._behind_since = self._clock()
         changed: dict[str, None] = {}
         for change in changes:
             if change.user_id is not None:

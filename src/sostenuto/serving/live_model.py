@@ -113,6 +113,9 @@ class LiveModel:
         """Take later events into popularity; return all changes that were read.
 
         A deletion has everything counted anew, so that nothing of the user is left in it.
+
+        Raises:
+            StreamTrimmed: a compaction took away what was not read yet; `start_again` then.
         """
         read: list[Change] = []
         with self._following:
@@ -130,6 +133,13 @@ class LiveModel:
             if any(change.kind == "deleted" for change in read):  # her events are gone: they cannot be taken off
                 self.assembler = replace(self.assembler, popularity=self._counted(self.followed))
         return read
+
+    def start_again(self) -> None:
+        """Count popularity from all events."""
+        with self._following:
+            until = self.store.last_sequence()
+            self.assembler = replace(self.assembler, popularity=self._counted(until))
+            self.followed = until
 
     def history(self, stored: StoredHistory | None, seen: int | None = None) -> tuple[History, Past]:
         """Return one user's behaviours as rankers and the match index read them, cut by the bundle's view.
