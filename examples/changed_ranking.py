@@ -88,8 +88,10 @@ def main() -> None:
         import lmdb
     except ImportError:
         sys.exit("lmdb is not installed; pip install 'sostenuto[serve]'")
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what is below in `finally` is done
-        signal.signal(number, lambda *_: sys.exit(1))
+    if not (given.store / "data.mdb").is_file():
+        sys.exit(f"{given.store} is no store; fill one with `sostenuto store warm-up`")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # so that what is below in `finally` is done
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
