@@ -187,22 +187,23 @@ class MatchIndex:
         Returns:
             (C, F) float32, columns as `match_names`.
         """
-        length = self.length[row].astype(np.float64)
-        columns: list[Array] = []
-        for level, key in zip(self.levels, keys, strict=True):
+        width = 3 + len(_RATES)  # of a level
+        columns = np.zeros((len(row), width * len(keys) + 2), np.float32)
+        for number, (level, key) in enumerate(zip(self.levels, keys, strict=True)):
             found, at = level.find(row, key)
-            if len(level.key):
-                age_ms = np.maximum(time_ms[row] - level.last_ms[at], 0)
-                decayed = np.where(found[:, None], level.decayed[at] * np.exp(-age_ms[:, None] * _RATES), 0.0)
-                count = np.where(found, level.count[at], 0)
-                recency = np.where(found, 1.0 / (1.0 + age_ms / DAY_MS), 0.0)
-            else:
-                count, recency, decayed = np.zeros(len(row)), np.zeros(len(row)), np.zeros((len(row), len(_RATES)))
-            share = count / np.maximum(length, 1.0)
-            columns += [np.log1p(count), *np.log1p(decayed).T, recency, share]
-        idle_ms = np.maximum(time_ms[row] - self.last_ms[row], 0)
-        columns += [np.log1p(length), np.where(length > 0, 1.0 / (1.0 + idle_ms / DAY_MS), 0.0)]
-        return np.stack(columns, axis=1).astype(np.float32)
+            met = np.flatnonzero(found)  # the others have zeros
+            at, of = at[met], row[met]
+            age_ms = np.maximum(time_ms[of] - level.last_ms[at], 0)
+            decayed = level.decayed[at] * np.exp(-age_ms[:, None] * _RATES)
+            said = columns[:, width * number : width * (number + 1)]
+            said[met, 0] = np.log1p(level.count[at])
+            said[met, 1 : 1 + len(_RATES)] = np.log1p(decayed)
+            said[met, -2] = 1.0 / (1.0 + age_ms / DAY_MS)
+            said[met, -1] = level.count[at] / np.maximum(self.length[of].astype(np.float64), 1.0)
+        idle_ms = np.maximum(time_ms - self.last_ms, 0)
+        columns[:, -2] = np.log1p(self.length.astype(np.float64))[row]
+        columns[:, -1] = np.where(self.length > 0, 1.0 / (1.0 + idle_ms / DAY_MS), 0.0)[row]
+        return columns
 
     @property
     def num_bytes(self) -> int:

@@ -15,6 +15,7 @@ from sostenuto.schema.features import Field
 Array = npt.NDArray[Any]
 
 WINDOW_MS = 28 * 86_400_000
+FEW = 16  # searches
 POPULARITY_FIELDS = (
     Field(name="popularity", kind="numeric", mean=3.0, std=2.0),
     Field(name="popularity_28d", kind="numeric", mean=3.0, std=2.0),
@@ -50,7 +51,7 @@ class EventTimes:
             return np.zeros(len(key), np.int64), np.zeros(len(key), np.bool_)
         inside = np.minimum(np.maximum(key, 0), self.last_key)
         head = inside >> self.shift
-        rank = lower_bounds(self.keys, inside, self.heads[head], self.heads[head + 1])
+        rank = _bounds(self.keys, inside, self.heads[head], self.heads[head + 1])
         return rank, self.keys[rank] == key
 
     def before(self, found: tuple[Array, Array], moment: Array) -> Array:
@@ -60,7 +61,7 @@ class EventTimes:
             return rank
         inside = np.minimum(np.maximum(moment - self.first_ms, 0), self.span - 1)
         low = self.starts[rank]
-        return (lower_bounds(self.joint, rank * self.span + inside, low, self.starts[rank + 1]) - low) * known
+        return (_bounds(self.joint, rank * self.span + inside, low, self.starts[rank + 1]) - low) * known
 
     def events(self) -> tuple[Array, Array]:
         """Return key and time of every event, ordered by key, then by time."""
@@ -173,6 +174,13 @@ class PopularityIndex:
             "popularity_28d": _log_share(recent, recent_total[row]),
             "popularity_place": _log_share(self.by_pair.count(pair, moment), at_place[row]),
         }
+
+
+def _bounds(values: Array, bound: Array, low: Array, high: Array) -> Array:
+    """Return `lower_bounds`; of few bounds without the twin, whose call would cost more than the searches."""
+    if len(bound) < FEW:
+        return np.searchsorted(values, bound)
+    return lower_bounds(values, bound, low, high)
 
 
 def _log_share(count: Array, total: Array) -> Array:

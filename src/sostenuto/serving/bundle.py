@@ -79,7 +79,8 @@ class Vocabulary:
 
     def indices(self, raws: Iterable[str | None]) -> Array:
         """Return (N,) int64 indices of raw ids."""
-        return np.fromiter(map(self.index, raws), np.int64)
+        known = self._index
+        return np.array([known.get(raw, UNKNOWN) if raw else PADDING for raw in raws], np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
