@@ -1,6 +1,7 @@
 """Load on a real server: latency of rankings against an empty endpoint, by length of history, and events per second.
 
     python benchmarks/serving.py OUT [--models sdim din] [--stores lmdb redis] [--rate 100] [--seconds 30] [--rounds 3]
+        [--workers 2]
 
 makes the log of `serving_data.py`, trains each model with the budget `smoke`, exports it, warms a store up, starts
 `sostenuto serve`, and asks it from this process over loopback:
@@ -41,6 +42,8 @@ from tests.serving.live_server import live_server
 from tests.serving.stores.redis_server import start_redis
 
 from sostenuto.data.prepared import PreparedData
+from sostenuto.serving.bundle import open_bundle
+from sostenuto.serving.deployed import Deployed
 from sostenuto.serving.stores.layout import RecordLayout
 from sostenuto.serving.stores.opening import open_store
 from sostenuto.serving.warming import warm_up
@@ -241,7 +244,7 @@ def prepare(out: Path, models: list[str]) -> PreparedData:
 
 
 @contextlib.contextmanager
-def warm_store(kind: str, data: PreparedData, out: Path) -> Iterator[str]:
+def warm_store(kind: str, data: PreparedData, out: Path, models: list[str]) -> Iterator[str]:
     folder = out / f"store-{kind}"
     shutil.rmtree(folder, ignore_errors=True)
     server = start_redis(folder) if kind == "redis" else None
@@ -249,6 +252,8 @@ def warm_store(kind: str, data: PreparedData, out: Path) -> Iterator[str]:
     try:
         with open_store(place, RecordLayout.of(data.features.behaviour_fields)) as store:
             warm_up(store, data)
+            for model in models:
+                Deployed.of(open_bundle(out / "bundles" / model), store).encoder.warm_up()
         yield place
     finally:
         if server is not None:
@@ -263,7 +268,7 @@ def stage_shares(url_port: int) -> dict[str, float]:
     text = httpx.get(f"http://127.0.0.1:{url_port}/metrics", timeout=20).text
     sums: dict[str, float] = {}
     for line in text.splitlines():
-        if "stage_seconds_sum" in line and 'route="/v1/rank"' in line:
+        if "stage_seconds_sum" in line and 'route="rank"' in line:
             stage = line.partition('stage="')[2].partition('"')[0]
             sums[stage] = sums.get(stage, 0.0) + float(line.rsplit(" ", 1)[1])
     whole = sum(sums.values())
@@ -278,24 +283,25 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="processes of the server")
     given = parser.parse_args()
     data = prepare(given.out, given.models)
     now_ms = int(data.behaviours.time_ms.max()) + 1
     results = []
     for kind in given.stores:
-        with warm_store(kind, data, given.out) as place:
+        with warm_store(kind, data, given.out, given.models) as place:
             for model in given.models:
                 print(f"{model} over {kind}, load average {os.getloadavg()[0]:.1f}", flush=True)
                 folder = given.out / f"server-{kind}-{model}"
                 shutil.rmtree(folder, ignore_errors=True)
-                with live_server(folder, store=place, bundle=given.out / "bundles" / model) as server:
+                with live_server(folder, store=place, bundle=given.out / "bundles" / model, workers=given.workers) as server:
                     rate = given.rate if model == "sdim" else given.rate / 5  # attention over all costs more
                     measured = asyncio.run(
                         measure(server.port, now_ms, rate=rate, seconds=given.seconds, rounds=given.rounds)
                     )
                     shares = stage_shares(server.port)
                 results.append(
-                    {"store": kind, "model": model, "rate": rate, "stages": shares, "load": os.getloadavg(), **measured}
+                    {"store": kind, "model": model, "rate": rate, "workers": given.workers, "stages": shares, "load": os.getloadavg(), **measured}
                 )
                 now_ms += 10_000_000
     failed = sum(r["failed"] for one in results for rounds in one["latency"].values() for r in rounds)

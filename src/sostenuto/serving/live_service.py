@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ENCODE_S = 0.01  # what the encoder takes at once; popularity and deletions wait for it
 SHARES = 1 << 32  # of the hash that a canary's users are chosen by
 
 
@@ -84,6 +86,7 @@ class LiveService:
         self._ended = threading.Event()
         self._codes = {kind: StoreNames(store, kind) for kind in store.layout.name_kinds}
         self._shadow = Shadow()
+        self._rankings = 0
         self.apply()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._thread.start()
@@ -132,6 +135,7 @@ class LiveService:
 
     def _answering(self, user_id: str, version: str) -> tuple[Deployed, Literal["main", "canary", "forced"]]:
         """Return who answers a user."""
+        self._rankings += 1
         if version:
             return self._named(version), "forced"
         traffic = self._wanted.traffic
@@ -369,7 +373,7 @@ class LiveService:
                 for deployed in list(self._deployed.values()):
                     busy += deployed.follow()
                     if self.settings.encode and self.control.encodes():
-                        busy += deployed.encoder.run_once()
+                        busy += self._encode(deployed)
             except SostenutoError as error:  # a store that is away comes back, or readiness says that it does not
                 log.warning("following the store: %s", error)
                 self._ended.wait(1.0)
@@ -378,6 +382,14 @@ class LiveService:
                 self._ended.wait(1.0)
             if not busy:
                 self._ended.wait(self.settings.follow_every_s or 0.05)
+
+    def _encode(self, deployed: Deployed) -> int:
+        """Refresh states for a moment; while rankings are asked for, it rests as long as it has worked."""
+        before, started = self._rankings, time.perf_counter()
+        done = deployed.encoder.run_once(ENCODE_S)
+        if done and self._rankings != before:
+            self._ended.wait(time.perf_counter() - started)
+        return done
 
     def readiness(self) -> Readiness:
         """Say whether requests can be answered."""
