@@ -59,6 +59,8 @@ class EventTimes:
         rank, known = found
         if not len(self.keys):
             return rank
+        if len(moment) and int(moment.min()) - self.first_ms >= self.span - 1:  # every event lies before
+            return (self.starts[rank + 1] - self.starts[rank]) * known
         inside = np.minimum(np.maximum(moment - self.first_ms, 0), self.span - 1)
         low = self.starts[rank]
         return (_bounds(self.joint, rank * self.span + inside, low, self.starts[rank + 1]) - low) * known
