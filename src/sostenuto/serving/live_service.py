@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sostenuto.schema.errors import BundleError, Conflict, NotFound, NotReady, RequestError, SostenutoError
+from sostenuto.schema.errors import BundleError, Conflict, NotFound, NotReady, RequestError, SostenutoError, StoreError
 from sostenuto.serving.bundle import open_bundle
 from sostenuto.serving.bundle_manifest import MANIFEST, VERSION_DIGITS, read_manifest
 from sostenuto.serving.control import Control, Wanted
 from sostenuto.serving.deployed import Deployed
+from sostenuto.serving.popularity import StorePopularity
 from sostenuto.serving.recommending.recommender import RecommendSettings
 from sostenuto.serving.scoring import Question, best_first, probabilities, served_by
 from sostenuto.serving.service import (
@@ -84,6 +85,7 @@ class LiveService:
         self._wanted = Wanted()
         self._applying = threading.RLock()
         self._ended = threading.Event()
+        self._popularity = StorePopularity(store)
         self._codes = {kind: StoreNames(store, kind) for kind in store.layout.name_kinds}
         self._shadow = Shadow()
         self._rankings = 0
@@ -154,7 +156,7 @@ class LiveService:
     def _current(self, deployed: Deployed) -> None:
         """Take later events into popularity, where every answer is to have them."""
         if not self.settings.follow_every_s:
-            deployed.follow()
+            self._follow_store()
 
     # -- users, events, items -------------------------------------------------------------------------------------
 
@@ -339,10 +341,12 @@ class LiveService:
             deployed = Deployed.of(
                 opened,
                 self.store,
+                popularity=self._popularity,
                 cache_bytes=self.settings.cache_bytes,
                 recommend=self.settings.recommend,
                 salt=self.control.salt(),
             )
+            deployed.model.take_popularity()  # counts before anybody asks
             self._names[version] = bundle
             self._deployed = {**self._deployed, version: deployed}
 
@@ -370,10 +374,13 @@ class LiveService:
             busy = 0
             try:
                 self.apply()
+                busy += self._follow_store()
+                leads = self.control.leads()
                 for deployed in list(self._deployed.values()):
-                    busy += deployed.follow()
-                    if self.settings.encode and self.control.encodes():
+                    if self.settings.encode and leads:
                         busy += self._encode(deployed)
+                if leads:
+                    self._popularity.keep()
             except SostenutoError as error:  # a store that is away comes back, or readiness says that it does not
                 log.warning("following the store: %s", error)
                 self._ended.wait(1.0)
@@ -390,6 +397,14 @@ class LiveService:
         if done and self._rankings != before:
             self._ended.wait(time.perf_counter() - started)
         return done
+
+    def _follow_store(self) -> int:
+        """Take later changes into popularity, and let go of deleted users; return how many changes."""
+        followed = self._popularity.follow()
+        for deployed in list(self._deployed.values()):
+            deployed.forget(followed)
+            deployed.model.take_popularity()
+        return followed.changes
 
     def readiness(self) -> Readiness:
         """Say whether requests can be answered."""
@@ -442,6 +457,9 @@ class LiveService:
         self._thread.join()
         self._shadow.close()
         self._committer.close()
+        with contextlib.suppress(StoreError):  # the next start then reads a longer stream, or counts anew
+            if self.control.leads():
+                self._popularity.keep(ending=True)
         self.control.leave()
         self.store.close()
 

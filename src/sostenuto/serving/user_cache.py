@@ -62,6 +62,12 @@ class UserCache(Generic[T]):
             for user_id in [user_id for user_id, kept in self._kept.items() if kept.user in users]:
                 self._forget(user_id)
 
+    def clear(self) -> None:
+        """Take everybody out."""
+        with self._lock:
+            self._kept.clear()
+            self.num_bytes = 0
+
     def _forget(self, user_id: str) -> None:
         if (gone := self._kept.pop(user_id, None)) is not None:
             self.num_bytes -= gone.size
