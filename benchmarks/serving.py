@@ -294,15 +294,15 @@ def main() -> None:
                 print(f"{model} over {kind}, load average {os.getloadavg()[0]:.1f}", flush=True)
                 folder = given.out / f"server-{kind}-{model}"
                 shutil.rmtree(folder, ignore_errors=True)
-                with live_server(folder, store=place, bundle=given.out / "bundles" / model, workers=given.workers) as server:
+                bundle = given.out / "bundles" / model
+                with live_server(folder, store=place, bundle=bundle, workers=given.workers) as server:
                     rate = given.rate if model == "sdim" else given.rate / 5  # attention over all costs more
                     measured = asyncio.run(
                         measure(server.port, now_ms, rate=rate, seconds=given.seconds, rounds=given.rounds)
                     )
                     shares = stage_shares(server.port)
-                results.append(
-                    {"store": kind, "model": model, "rate": rate, "workers": given.workers, "stages": shares, "load": os.getloadavg(), **measured}
-                )
+                about = {"store": kind, "model": model, "rate": rate, "workers": given.workers, "load": os.getloadavg()}
+                results.append({**about, "stages": shares, **measured})
                 now_ms += 10_000_000
     failed = sum(r["failed"] for one in results for rounds in one["latency"].values() for r in rounds)
     failed += sum(one[kind]["failed"] for one in results for kind in ("events", "flood"))

@@ -72,7 +72,7 @@ class EventTimes:
             return rank
         low, since = self.starts[rank], self._since(moment)
         if len(since) and int(since.min()) == self.span - 1:  # every event lies before
-            return (self.starts[rank + 1] - low) * known
+            return np.asarray((self.starts[rank + 1] - low) * known)
         return (_bounds(self.joint, rank * self.span + since, low, self.starts[rank + 1]) - low) * known
 
     def events(self) -> tuple[Array, Array]:
