@@ -8,7 +8,8 @@ makes the log of `serving_data.py`, trains each model with the budget `smoke`, e
 
 - `empty`: GET /healthz, `rank`: POST /v1/rank with 500 candidates in msgpack for users with 1,000, 10,000 and 100,000
   behaviours whose state is warm, each at `--rate` requests a second, sent on schedule whether or not the ones before
-  have been answered (a slow server cannot slow the load down), the kinds in turn within a round;
+  have been answered (a slow server cannot slow the load down), the kinds in turn within a round; of other models than
+  sdim one at a time, each sent when the one before is answered;
 - `events`: POST /v1/events with batches of 32 of many users, as many a second as make 2,000 events, and then as many as
   are taken in.
 
@@ -200,7 +201,7 @@ class Asking:
         return post("/v1/events", rows)
 
 
-async def measure(port: int, now_ms: int, *, rate: float, seconds: float, rounds: int) -> dict[str, object]:
+async def measure(port: int, now_ms: int, *, rate: float | None, seconds: float, rounds: int) -> dict[str, object]:
     asking = Asking(now_ms)
     free: asyncio.Queue[Connection] = asyncio.Queue()
     for _ in range(CONNECTIONS):
@@ -209,12 +210,15 @@ async def measure(port: int, now_ms: int, *, rate: float, seconds: float, rounds
     for length in LENGTHS:
         kinds[f"rank_{length}"] = lambda length=length: asking.rank(length)
     for length in LENGTHS:  # states warm
-        await open_loop(free, kinds[f"rank_{length}"], rate=20, seconds=2, found=Latencies())
+        await closed_loop(free, kinds[f"rank_{length}"], clients=8, seconds=2, found=Latencies())
     per_round: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
     for _ in range(rounds):
         for name, make in kinds.items():
             found = Latencies()
-            await open_loop(free, make, rate=rate, seconds=seconds, found=found)
+            if rate is None:
+                await closed_loop(free, make, clients=1, seconds=seconds, found=found)
+            else:
+                await open_loop(free, make, rate=rate, seconds=seconds, found=found)
             per_round[name].append(found.summary())
             print(f"  {name:12}{found.summary()}", flush=True)
     events = Latencies()
@@ -296,7 +300,7 @@ def main() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
                 bundle = given.out / "bundles" / model
                 with live_server(folder, store=place, bundle=bundle, workers=given.workers) as server:
-                    rate = given.rate if model == "sdim" else given.rate / 5  # attention over all costs more
+                    rate = given.rate if model == "sdim" else None  # attention over all costs more: one at a time
                     measured = asyncio.run(
                         measure(server.port, now_ms, rate=rate, seconds=given.seconds, rounds=given.rounds)
                     )
@@ -327,7 +331,8 @@ def table(results: list[dict]) -> str:
         said = one["events"]
         rows.append((f"{WANTED_EVENTS:,} events", WANTED_EVENTS / BATCH, said["p50_ms"], said["p99_ms"]))
         for name, rate, p50, p99 in rows:
-            cells = (one["store"], one["model"], name, f"{rate:.0f}", f"{p50:.2f}", f"{p99:.2f}")
+            often = "one at a time" if rate is None else f"{rate:.0f}"
+            cells = (one["store"], one["model"], name, often, f"{p50:.2f}", f"{p99:.2f}")
             lines.append("| " + " | ".join((*cells, f"{p50 / empty[0]:.1f}", f"{p99 / empty[1]:.1f}")) + " |")
         lines.append(f"| {one['store']} | {one['model']} | most events: {one['most_events_per_s']:,.0f}/s |" + " |" * 5)
     return "\n".join(lines) + "\n"
