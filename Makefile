@@ -48,9 +48,9 @@ $(VENV)/.dev: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 # the demo needs less than the tests; what is there already will do
-$(VENV)/.demo: pyproject.toml $(CONSTRAINTS)
+$(VENV)/.demo: pyproject.toml Makefile $(CONSTRAINTS)
 	@echo "Installing sostenuto"
-	@$(PIP) install -e '.[trees]' -c $(CONSTRAINTS)
+	@$(PIP) install -e '.[trees,serve]' -c $(CONSTRAINTS)
 	@touch $@
 
 setup: $(VENV)/.dev  ## only install, for an editor
@@ -62,9 +62,17 @@ $(DEMO)/complete-journey/manifest.json: | $(VENV)/.demo
 	$(BIN)/sostenuto data get complete-journey
 	$(BIN)/sostenuto data prepare complete-journey --out $(DEMO)/complete-journey
 
-demo: $(VENV)/.demo $(DEMO)/complete-journey/manifest.json  ## real data to a comparison, a report and one household's ranking
+# the bundle is made anew, for another run may be the best by now; the store is filled once, and the last step shows a
+# ranking on a copy of it: so all of this can be run again, and shows the same
+demo: $(VENV)/.demo $(DEMO)/complete-journey/manifest.json  ## real data to a comparison, a report and rankings over HTTP
 	$(BIN)/sostenuto compare $(DEMO)/complete-journey --budget demo --seeds 1 --out $(DEMO)/comparison
 	$(BIN)/sostenuto rank $(DEMO)/comparison --user 1609 --k 10
+	@rm -rf $(DEMO)/bundle
+	$(BIN)/sostenuto export $(DEMO)/comparison --out $(DEMO)/bundle
+	@[ -e $(DEMO)/store ] || rm -f $(DEMO)/store.filled
+	[ -e $(DEMO)/store.filled ] || $(BIN)/sostenuto store warm-up $(DEMO)/store --data $(DEMO)/complete-journey
+	@touch $(DEMO)/store.filled
+	$(BIN)/python examples/changed_ranking.py $(DEMO)/bundle $(DEMO)/store --user 1609
 	@echo "The report: $(DEMO)/comparison/report.html"
 
 # -- checks -----------------------------------------------------------------------------------------------------------

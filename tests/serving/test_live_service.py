@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -15,13 +17,16 @@ import pytest
 from tests.serving.small_bundles import exported, trained_on, write_whole
 
 from sostenuto.data.prepared import PreparedData
-from sostenuto.schema.errors import Conflict, NotFound, NotReady, RequestError
+from sostenuto.schema.errors import Conflict, NotFound, NotReady, RequestError, StoreGone
 from sostenuto.schema.events import Event
+from sostenuto.serving.bundle import open_bundle
+from sostenuto.serving.deployed import Deployed
 from sostenuto.serving.exporting import export_bundle
 from sostenuto.serving.live_service import LiveService, ServiceSettings, share_of
 from sostenuto.serving.service import ExplainRequest, ItemRecord, RankRequest, RecommendRequest, Traffic
 from sostenuto.serving.stores.layout import RecordLayout
 from sostenuto.serving.stores.opening import open_store
+from sostenuto.serving.stores.store import CompactionPolicy
 from sostenuto.serving.warming import warm_up
 
 NOW_MS = 1_506_900_000_000
@@ -53,8 +58,6 @@ def filled(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def service(data: PreparedData, bundles: Path, filled: Path, tmp_path: Path) -> Iterator[LiveService]:
-    import shutil
-
     shutil.copytree(filled, tmp_path / "store")
     settings = ServiceSettings(bundles=bundles, control=tmp_path / "control", follow_every_s=0.0)
     made = LiveService(open_store(tmp_path / "store"), settings)
@@ -210,11 +213,76 @@ def test_items_come_back_as_they_were_told(service):
 
 def test_states_of_the_encoder_are_found_by_another_process_of_the_service(service, data):
     version = serving(service, "sdim")[0]
-    until = time.monotonic() + 30
-    while service._deployed[version].encoder.lag and time.monotonic() < until:
-        time.sleep(0.02)
+    until_encoded(service, version)
     assert service.store.state(version, USER) is not None
     assert service.rank(asked(data)).served.state == "cached"
+
+
+def until_encoded(service: LiveService, version: str) -> None:
+    until = time.monotonic() + 120
+    while service._deployed[version].encoder.lag:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def told(service: LiveService) -> dict[str, float]:
+    return {reading.name: reading.value for reading in service.readings()}
+
+
+def test_lag_is_that_of_the_encoder_wherever_it_runs(data, bundles, filled, tmp_path):
+    """Another process encodes: here one that is told to, and one that must see how far it is."""
+    shutil.copytree(filled, tmp_path / "store")
+    settings = ServiceSettings(bundles=bundles, control=tmp_path / "control", encode=False)
+    with contextlib.closing(LiveService(open_store(tmp_path / "store"), settings)) as service:
+        version = serving(service, "sdim")[0]
+        events = service.store.last_sequence()
+        assert told(service)["encoder_lag_events"] == events
+        time.sleep(0.05)
+        assert told(service)["encoder_lag_seconds"] >= 0.05
+        encoder = Deployed.of(open_bundle(bundles / "sdim"), service.store).encoder
+        while encoder.run_once():
+            pass
+        assert service._deployed[version].encoder.lag == events  # what it knows of itself is not the truth
+        assert (told(service)["encoder_lag_events"], told(service)["encoder_lag_seconds"]) == (0, 0.0)
+
+
+def test_a_process_that_a_compaction_overtakes_counts_anew(service, data):
+    version = serving(service, "repeat")[0]
+    until_encoded(service, version)
+    deployed, events = service._deployed[version], service.store.last_sequence()
+    expected = service.rank(asked(data))
+    assert len(deployed.states.cache)
+    deployed.model.followed = 0  # as a process that was held up is, while another one runs the encoder
+    assert service.store.compact(CompactionPolicy(), now_ms=NOW_MS).changes > 0
+    again = service.rank(asked(data))
+    assert deployed.model.followed == events
+    assert (again.order, again.scores) == (expected.order, expected.scores)
+    service.append([bought(data, 1)])
+    assert service.rank(asked(data)).served.history_length == expected.served.history_length + 1
+    assert told(service)["popularity_lag_events"] == 0
+
+
+def test_a_model_that_was_unloaded_keeps_no_stream(service):
+    first, second, third = serving(service, "sdim", "repeat", "sdim-again")
+    for version in (first, second, third):
+        until_encoded(service, version)
+    service.unload_model(third)
+    assert set(service.store.stats().cursors) == {f"states-{first}", f"states-{second}"}
+
+
+def test_a_store_that_is_gone_is_said_and_hides_nothing_else(service, monkeypatch):
+    serving(service, "repeat")
+    assert told(service)["store_gone"] == 0
+    assert told(service)["store_bytes"] > 0
+
+    def gone(*_: Any) -> Any:
+        raise StoreGone("the server of the store does not answer")
+
+    monkeypatch.setattr(service.store, "stats", gone)
+    found = told(service)
+    assert found["store_gone"] == 1
+    assert "state_cache_bytes" in found
+    assert "encoder_lag_events" not in found
 
 
 def _other(folder: Path, bundles: Path, answers: Any, orders: Any) -> None:
@@ -286,18 +354,17 @@ def test_a_shadow_scores_what_was_answered_and_is_only_compared(service, data):
         assert answer.served.version == main
         assert answer.order == plain.order
     service._shadow.wait()
-    told = {reading.name: reading.value for reading in service.readings() if reading.name.startswith("shadow")}
-    assert told["shadow_requests"] == 3
-    assert told["shadow_requests_failed"] == 0
+    compared = told(service)
+    assert (compared["shadow_requests"], compared["shadow_requests_failed"]) == (3, 0)
     theirs = service.rank(asked(data, model=other))
     score = dict(zip(theirs.order, theirs.scores, strict=True))
     difference = np.mean([abs(s - score[n]) for n, s in zip(plain.order, plain.scores, strict=True)])
-    assert told["shadow_logit_difference"] == pytest.approx(difference, rel=1e-4)
+    assert compared["shadow_logit_difference"] == pytest.approx(difference, rel=1e-4)
     service.set_traffic(Traffic(main=main, shadow=main))
     service.rank(asked(data))
     service._shadow.wait()
-    told = {reading.name: reading.value for reading in service.readings() if reading.name.startswith("shadow")}
-    assert (told["shadow_requests"], told["shadow_top10_overlap"]) == (1, 1.0)
+    compared = told(service)
+    assert (compared["shadow_requests"], compared["shadow_top10_overlap"]) == (1, 1.0)
 
 
 def test_threads_that_apply_at_once_do_not_meet(service):

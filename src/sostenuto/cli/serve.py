@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,7 +83,12 @@ def run(
     if show_settings:
         print_json({**asdict(of_server), "service": asdict(of_service)})
         return
+    with extra():
+        import prometheus_client  # noqa: F401  what is imported in workers only is missed here, before they start
+
+        from sostenuto.serving.http.server import serve as listen
     from sostenuto.serving.bundle import open_bundle
+    from sostenuto.serving.starting import start_service
 
     opened = open_bundle(bundle)  # what is wrong with it is said here, before any worker starts
     location, folder = of_service.places(bundle.resolve())
@@ -90,9 +97,6 @@ def run(
     note(f"server folder: {folder}")
     if of_server.is_open:
         note("no keys: only this machine may ask, and it may ask anything")
-    from sostenuto.serving.http.server import serve as listen
-    from sostenuto.serving.starting import start_service
-
     listen(partial(start_service, bundle.resolve(), of_service), of_server)
 
 
@@ -102,13 +106,9 @@ def resolve(file: Path | None, server: dict[str, Any], service: dict[str, Any]) 
     Raises:
         MissingExtra: what a server is made of is not installed. SpecError: a setting that cannot be.
     """
-    from sostenuto.schema.errors import MissingExtra
-
-    try:
+    with extra():
         from sostenuto.serving.http.settings import ServerSettings, make, read_tables
         from sostenuto.serving.starting import ServiceTable
-    except ModuleNotFoundError as error:
-        raise MissingExtra(f"a server needs {error.name}; pip install 'sostenuto[serve]'") from error
     origin = "options" if file is None else str(file)
     tables = {} if file is None else read_tables(file)
     table = {**tables.pop("service", {}), **{name: one for name, one in service.items() if one is not None}}
@@ -117,6 +117,21 @@ def resolve(file: Path | None, server: dict[str, Any], service: dict[str, Any]) 
     if folder is not None:
         tables["served"] = {**tables.get("served", {}), "folder": folder}
     return make(ServerSettings, tables, origin), make(ServiceTable, table, f"{origin}: service")
+
+
+@contextlib.contextmanager
+def extra() -> Iterator[None]:
+    """Name the extra where a package that a server is made of cannot be imported.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    from sostenuto.schema.errors import MissingExtra
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"a server needs {error.name}; pip install 'sostenuto[serve]'") from error
 
 
 def without_password(location: str) -> str:

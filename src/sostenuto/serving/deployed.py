@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sostenuto.serving.backlog import Backlog
 from sostenuto.serving.encoding import BehaviourEncoder
 from sostenuto.serving.live_explaining import LiveExplainer
 from sostenuto.serving.live_model import LiveModel
@@ -27,6 +28,7 @@ class Deployed:
     states: UserStates
     scorer: Scorer
     encoder: BehaviourEncoder
+    backlog: Backlog  # of the encoder, wherever it runs
     recommender: Recommender
     explainer: LiveExplainer
 
@@ -54,11 +56,13 @@ class Deployed:
         model = LiveModel(bundle, store, popularity)
         states = UserStates(model, cache_bytes=cache_bytes)
         scorer = Scorer(model, states)
+        encoder = BehaviourEncoder(states)
         return cls(
             model=model,
             states=states,
             scorer=scorer,
-            encoder=BehaviourEncoder(states),
+            encoder=encoder,
+            backlog=Backlog(store, encoder.name),
             recommender=Recommender.of(scorer, recommend, salt=salt),
             explainer=LiveExplainer(scorer),
         )

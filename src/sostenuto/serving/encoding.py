@@ -30,45 +30,34 @@ class BehaviourEncoder:
 
     Args:
         states: of the model version.
-        clock:  seconds, for the lag alone.
     """
 
-    def __init__(self, states: UserStates, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, states: UserStates) -> None:
         self.states = states
         self.store = states.model.store
         self.name = f"states-{states.model.bundle.version}"
-        self._clock = clock
         self._bounded = states.model.bundle.entry.state == "bounded"
         self._cursor = self.store.cursor(self.name)
         self._unwritten: dict[str, int] = {}  # events in the state that the store has, by user
-        self._behind_since: float | None = None
         self._waiting: list[str] = []  # users of changes that were read, last one first
         self._read_to = self._cursor
 
     @property
     def lag(self) -> int:
-        """Changes of the store that it has not seen."""
+        """Changes of the store that it has not seen; what others ask is `backlog.Backlog`."""
         return max(self.store.last_sequence() - self._cursor, 0)
-
-    @property
-    def lag_s(self) -> float:
-        """Seconds since it was last up to date."""
-        return 0.0 if self._behind_since is None else self._clock() - self._behind_since
 
     def run_once(self, at_most_s: float = math.inf) -> int:
         """Take the next changes in, as far as the time allows, and return how many users were looked at.
 
         With no change left, what was put off is written and 0 returned.
         """
-        started = self._clock()
+        started = time.perf_counter()
         if not self._waiting and not self._read():
-            self._behind_since = None
             self._write_all()
             return 0
-        if self._behind_since is None:
-            self._behind_since = started
         done = 0
-        while self._waiting and (not done or self._clock() - started < at_most_s):
+        while self._waiting and (not done or time.perf_counter() - started < at_most_s):
             self._refresh(self._waiting.pop())
             done += 1
         if not self._waiting:

@@ -296,7 +296,7 @@ class LiveService:
 
     def unload_model(self, version: str) -> None:
         """Forget a model and its states, in all processes."""
-        self._named(version)
+        consumer = self._named(version).encoder.name
 
         def without(wanted: Wanted) -> Wanted:
             if _roles(version, wanted):
@@ -305,6 +305,7 @@ class LiveService:
 
         self._change(without)
         self.store.drop_states(version)
+        self.store.drop_cursor(consumer)  # or the stream would be kept for it for ever
 
     def set_traffic(self, traffic: Traffic) -> Models:
         """Say who answers, in all processes; requests under way end with the model they began with."""
@@ -425,15 +426,8 @@ class LiveService:
         found = list(self._shadow.readings())
         for version, deployed in list(self._deployed.items()):
             labels = {"version": version}
-            encoder = deployed.encoder
             found += [] if deployed.scorer.drift is None else deployed.scorer.drift.readings(version)
             found += [
-                Reading(
-                    name="encoder_lag_events", help="Changes that no state has seen.", value=encoder.lag, labels=labels
-                ),
-                Reading(
-                    name="encoder_lag_seconds", help="Since states were current.", value=encoder.lag_s, labels=labels
-                ),
                 Reading(
                     name="state_cache_bytes",
                     help="States in memory.",
@@ -447,6 +441,35 @@ class LiveService:
                     value=len(deployed.states.cache),
                     labels=labels,
                     merge="sum",
+                ),
+            ]
+        try:
+            found += self._readings_of_store()
+            gone = 0.0
+        except SostenutoError as error:
+            log.warning("reading the store for metrics: %s", error)
+            gone = 1.0
+        return [*found, Reading(name="store_gone", help="1 while the store cannot be read.", value=gone)]
+
+    def _readings_of_store(self) -> list[Reading]:
+        stats = self.store.stats()
+        found = [Reading(name="store_bytes", help="Size of the store.", value=stats.bytes)]
+        if stats.most_bytes:
+            found.append(Reading(name="store_limit_bytes", help="Its limit.", value=stats.most_bytes))
+        for version, deployed in list(self._deployed.items()):
+            labels = {"version": version}
+            changes, seconds = deployed.backlog.look()
+            unfollowed = max(stats.last_sequence - deployed.model.followed, 0)
+            found += [
+                Reading(
+                    name="encoder_lag_events", help="Changes that no state has seen.", value=changes, labels=labels
+                ),
+                Reading(name="encoder_lag_seconds", help="How long they wait.", value=seconds, labels=labels),
+                Reading(
+                    name="popularity_lag_events",
+                    help="Changes that popularity has not seen.",
+                    value=unfollowed,
+                    labels=labels,
                 ),
             ]
         return found

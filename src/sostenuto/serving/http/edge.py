@@ -343,9 +343,8 @@ class Edge:
     def _finish(self, call: Call) -> None:
         seconds = time.perf_counter() - call.start
         self.metrics.answered(call.route, call.status, seconds)
-        for stage in ("decode", "wait", "encode_answer"):
-            if stage in call.stages:
-                self.metrics.stage(call.route, stage, call.stages[stage])
+        for stage, took in call.stages.copy().items():  # a thread that came too late may still add to it
+            self.metrics.stage(call.route, stage, took)
         if call.reason:
             self.metrics.refused.labels(call.route, call.reason).inc()
         traced = trace_id(call.headers.get(b"traceparent"))
@@ -364,7 +363,7 @@ class Edge:
             context = {name: call.headers[name.encode()].decode("latin-1") for name in ("traceparent", "tracestate")
                        if name.encode() in call.headers}  # fmt: skip
             self.tracer.request(
-                call.route, start_ns=call.start_ns, headers=context, stages=call.stages, status=call.status
+                call.route, start_ns=call.start_ns, headers=context, stages=call.stages.copy(), status=call.status
             )
 
     def take_readings(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from sostenuto.serving.service import Reading, Served
@@ -100,7 +101,7 @@ class Metrics:
             child = self._children[key] = self.stages.labels(route, stage)
         child.observe(seconds)
 
-    def ranked(self, route: str, served: Served, num_candidates: int, time_ms: int) -> None:
+    def ranked(self, served: Served, num_candidates: int, time_ms: int) -> None:
         """Count one ranking and what it was made from."""
         key = ("ranked", served.version, served.arm, served.state)
         child = self._children.get(key)
@@ -113,8 +114,6 @@ class Metrics:
         self.lengths.observe(served.history_length)
         if served.newest_ms is not None:
             self.ages.observe(max(0.0, (time_ms - served.newest_ms) / 1000))
-        for stage, seconds in served.stage_s.items():
-            self.stage(route, stage, seconds)
 
     def take(self, readings: Iterable[Reading]) -> None:
         """Set gauges from what the service says of itself."""
@@ -141,9 +140,24 @@ class Metrics:
             return bytes(generate_latest(self.registry))
         from prometheus_client.multiprocess import MultiProcessCollector
 
+        _forget_the_dead(Path(self._across))
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return bytes(generate_latest(registry))
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Take away the gauges of worker processes that ended: they would stay at their last value."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    for path in folder.glob("gauge_live*.db"):
+        number = int(path.stem.rpartition("_")[2])
+        try:
+            os.kill(number, 0)
+        except ProcessLookupError:
+            mark_process_dead(number, str(folder))  # type: ignore[no-untyped-call]
+        except PermissionError:  # somebody else's by now: the number came round
+            continue
 
 
 __all__ = ["MEDIA_TYPE", "PREFIX", "Metrics"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,7 +50,7 @@ def rank(edge: Edge, call: Call) -> wire.Ranked:
     )
     served, order, scores = answer.served, list(answer.order), list(answer.scores)
     propensities = None if answer.propensities is None else list(answer.propensities)
-    edge.metrics.ranked("rank", served, len(candidates), time_ms)
+    edge.metrics.ranked(served, len(candidates), time_ms)
     call.stages.update(served.stage_s)
     if edge.served_log is not None:
         edge.served_log.write(
@@ -120,7 +121,7 @@ def recommend(edge: Edge, call: Call) -> wire.Recommended:
         )
     )
     served = answer.served
-    edge.metrics.ranked("recommend", served, answer.num_candidates, time_ms)
+    edge.metrics.ranked(served, answer.num_candidates, time_ms)
     call.stages.update(served.stage_s)
     if edge.served_log is not None:
         candidates = list(dict.fromkeys([*answer.candidates, *(item.item_id for item in answer.items)]))
@@ -245,10 +246,13 @@ def append(edge: Edge, call: Call) -> wire.Receipts:
             )
         except DataError as error:
             raise refused_data(error, f"events[{position}]: ") from error
+    began = time.perf_counter()
     try:
         receipts = edge.service.append(events)
     except DataError as error:
         raise refused_data(error) from error
+    finally:
+        call.stages["store"] = time.perf_counter() - began  # until the commit that they share is on the disk
     for receipt in receipts:
         edge.metrics.events.labels(receipt.outcome).inc()
     return wire.Receipts(
