@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 
 WINDOW_MS = 28 * 86_400_000
 FEW = 16  # searches
+MOST = np.iinfo(np.int64).max
 POPULARITY_FIELDS = (
     Field(name="popularity", kind="numeric", mean=3.0, std=2.0),
     Field(name="popularity_28d", kind="numeric", mean=3.0, std=2.0),
@@ -33,16 +34,23 @@ class EventTimes:
     """
 
     def __init__(self, key: Array, time_ms: Array) -> None:
-        self.keys, rank, events = _ranked(key)
-        self.starts = np.concatenate(([0], np.cumsum(events)))
         self.first_ms = int(time_ms.min()) if len(time_ms) else 0
         self.span = (int(time_ms.max()) - self.first_ms + 1 if len(time_ms) else 0) + 1
         self.moments: Array | None = None  # every time, rising, where times stand as ranks
-        if len(self.keys) * self.span > np.iinfo(np.int64).max:
-            self.moments = np.unique(time_ms)
-            self.span = len(self.moments) + 1
+        least, most = (int(key.min()), int(key.max())) if len(key) else (0, 0)
+        if least >= 0 and (most + 1) * self.span <= MOST:  # sorting once is quicker than ranking, then sorting
+            key, since = np.divmod(np.sort(key * self.span + self._since(time_ms)), self.span)
+            first = np.flatnonzero(np.diff(key, prepend=-1))
+            self.keys, events = key[first], np.diff(first, append=len(key))
+            self.joint = np.repeat(np.arange(len(first)), events) * self.span + since
+        else:
+            self.keys, rank, events = np.unique(key, return_inverse=True, return_counts=True)
+            if len(self.keys) * self.span > MOST:
+                self.moments = np.unique(time_ms)
+                self.span = len(self.moments) + 1
+            self.joint = np.sort(rank.reshape(-1) * self.span + self._since(time_ms))
+        self.starts = np.concatenate(([0], np.cumsum(events)))
         self._head()
-        self.joint = np.sort(rank * self.span + self._since(time_ms))
 
     def _head(self) -> None:
         """Say where keys begin that begin alike."""
@@ -115,19 +123,6 @@ class EventTimes:
 
     def __len__(self) -> int:
         return len(self.joint)
-
-
-def _ranked(key: Array) -> tuple[Array, Array, Array]:
-    """Return the different keys, rising, the rank of each of (N,) keys among them, and how often each is there."""
-    least, most = (int(key.min()), int(key.max())) if len(key) else (0, 0)
-    if least >= 0 and most <= 4 * len(key):  # counting is quicker than sorting
-        events = np.bincount(key)
-        keys = np.flatnonzero(events)
-        rank = np.zeros(len(events), np.int64)
-        rank[keys] = np.arange(len(keys))
-        return keys, rank[key], events[keys]
-    keys, rank, events = np.unique(key, return_inverse=True, return_counts=True)
-    return keys, rank.reshape(-1), events
 
 
 class GrowingEventTimes:
