@@ -16,7 +16,9 @@ MSGPACK = {"content-type": "application/msgpack", "accept": "application/msgpack
 
 
 @contextlib.contextmanager
-def live_server(folder: Path, *, store: str, bundle: Path, workers: int = 1, **service: Any) -> Iterator[Running]:
+def live_server(
+    folder: Path, *, store: str, bundle: Path, workers: int = 1, env: dict[str, str] | None = None, **service: Any
+) -> Iterator[Running]:
     """Start `sostenuto serve`, and end it by its own id.
 
     Args:
@@ -24,6 +26,7 @@ def live_server(folder: Path, *, store: str, bundle: Path, workers: int = 1, **s
         store:   location.
         bundle:  that answers.
         workers: processes.
+        env:     further environment.
         service: of the table `[service]`; `limits` and `served` are tables of their own.
     """
     port = free_port()
@@ -39,7 +42,7 @@ def live_server(folder: Path, *, store: str, bundle: Path, workers: int = 1, **s
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     (folder / "settings.toml").write_text("\n".join(lines) + "\n")
     told = ["--store", store, "--control", folder / "control", "--settings", folder / "settings.toml"]
-    with started(folder, ["-m", "sostenuto", "serve", bundle, *told], port=port) as server:
+    with started(folder, ["-m", "sostenuto", "serve", bundle, *told], port=port, env=env) as server:
         yield server
 
 

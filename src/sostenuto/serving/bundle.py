@@ -332,7 +332,7 @@ def _read_candidate_items(folder: Path, manifest: BundleManifest, features: Feat
 def _read_content(
     folder: Path, manifest: BundleManifest, features: FeatureSpec, entry: ModelEntry
 ) -> dict[str, ItemContent]:
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     from sostenuto.schema.content import ItemContent
 
@@ -343,7 +343,7 @@ def _read_content(
         stored = manifest.content[sizes.name]
         name = f"content/{sizes.name}.safetensors"
         refuse_unlisted(manifest, name)
-        tensors = load_file(folder / name)
+        tensors = load((folder / name).read_bytes())  # a mapped file that is cut would end the process
         layer = {
             key.removeprefix(LAST_LAYER): tensors.pop(key) for key in sorted(tensors) if key.startswith(LAST_LAYER)
         }

@@ -454,6 +454,7 @@ class LmdbStore:
 
     def last_sequence(self) -> int:
         """Return the newest sequence given."""
+        self._file.check_there()
         with self._reading() as txn:
             return int(self._get(txn, "sequence"))
 
