@@ -125,6 +125,11 @@ class LiveModel:
             self.take_popularity()
         return self._asked
 
+    @property
+    def followed(self) -> int:
+        """Sequence of the last change that its popularity has taken in."""
+        return 0 if self._taken is None else self._taken.sequence
+
     def follow(self) -> Followed:
         """Bring popularity up to date; return what came."""
         followed = self.popularity.follow()
