@@ -1,13 +1,15 @@
 """Load on a real server: latency of rankings against an empty endpoint, by length of history, and events per second.
 
     python benchmarks/serving.py OUT [--models sdim din] [--stores lmdb redis] [--rate 100] [--seconds 30] [--rounds 3]
+        [--workers 2]
 
 makes the log of `serving_data.py`, trains each model with the budget `smoke`, exports it, warms a store up, starts
 `sostenuto serve`, and asks it from this process over loopback:
 
 - `empty`: GET /healthz, `rank`: POST /v1/rank with 500 candidates in msgpack for users with 1,000, 10,000 and 100,000
   behaviours whose state is warm, each at `--rate` requests a second, sent on schedule whether or not the ones before
-  have been answered (a slow server cannot slow the load down), the kinds in turn within a round;
+  have been answered (a slow server cannot slow the load down), the kinds in turn within a round; of other models than
+  sdim one at a time, each sent when the one before is answered;
 - `events`: POST /v1/events with batches of 32 of many users, as many a second as make 2,000 events, and then as many as
   are taken in.
 
@@ -41,6 +43,8 @@ from tests.serving.live_server import live_server
 from tests.serving.stores.redis_server import start_redis
 
 from sostenuto.data.prepared import PreparedData
+from sostenuto.serving.bundle import open_bundle
+from sostenuto.serving.deployed import Deployed
 from sostenuto.serving.stores.layout import RecordLayout
 from sostenuto.serving.stores.opening import open_store
 from sostenuto.serving.warming import warm_up
@@ -197,7 +201,7 @@ class Asking:
         return post("/v1/events", rows)
 
 
-async def measure(port: int, now_ms: int, *, rate: float, seconds: float, rounds: int) -> dict[str, object]:
+async def measure(port: int, now_ms: int, *, rate: float | None, seconds: float, rounds: int) -> dict[str, object]:
     asking = Asking(now_ms)
     free: asyncio.Queue[Connection] = asyncio.Queue()
     for _ in range(CONNECTIONS):
@@ -206,12 +210,15 @@ async def measure(port: int, now_ms: int, *, rate: float, seconds: float, rounds
     for length in LENGTHS:
         kinds[f"rank_{length}"] = lambda length=length: asking.rank(length)
     for length in LENGTHS:  # states warm
-        await open_loop(free, kinds[f"rank_{length}"], rate=20, seconds=2, found=Latencies())
+        await closed_loop(free, kinds[f"rank_{length}"], clients=8, seconds=2, found=Latencies())
     per_round: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
     for _ in range(rounds):
         for name, make in kinds.items():
             found = Latencies()
-            await open_loop(free, make, rate=rate, seconds=seconds, found=found)
+            if rate is None:
+                await closed_loop(free, make, clients=1, seconds=seconds, found=found)
+            else:
+                await open_loop(free, make, rate=rate, seconds=seconds, found=found)
             per_round[name].append(found.summary())
             print(f"  {name:12}{found.summary()}", flush=True)
     events = Latencies()
@@ -241,7 +248,7 @@ def prepare(out: Path, models: list[str]) -> PreparedData:
 
 
 @contextlib.contextmanager
-def warm_store(kind: str, data: PreparedData, out: Path) -> Iterator[str]:
+def warm_store(kind: str, data: PreparedData, out: Path, models: list[str]) -> Iterator[str]:
     folder = out / f"store-{kind}"
     shutil.rmtree(folder, ignore_errors=True)
     server = start_redis(folder) if kind == "redis" else None
@@ -249,6 +256,8 @@ def warm_store(kind: str, data: PreparedData, out: Path) -> Iterator[str]:
     try:
         with open_store(place, RecordLayout.of(data.features.behaviour_fields)) as store:
             warm_up(store, data)
+            for model in models:
+                Deployed.of(open_bundle(out / "bundles" / model), store).encoder.warm_up()
         yield place
     finally:
         if server is not None:
@@ -263,7 +272,7 @@ def stage_shares(url_port: int) -> dict[str, float]:
     text = httpx.get(f"http://127.0.0.1:{url_port}/metrics", timeout=20).text
     sums: dict[str, float] = {}
     for line in text.splitlines():
-        if "stage_seconds_sum" in line and 'route="/v1/rank"' in line:
+        if "stage_seconds_sum" in line and 'route="rank"' in line:
             stage = line.partition('stage="')[2].partition('"')[0]
             sums[stage] = sums.get(stage, 0.0) + float(line.rsplit(" ", 1)[1])
     whole = sum(sums.values())
@@ -278,25 +287,26 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="processes of the server")
     given = parser.parse_args()
     data = prepare(given.out, given.models)
     now_ms = int(data.behaviours.time_ms.max()) + 1
     results = []
     for kind in given.stores:
-        with warm_store(kind, data, given.out) as place:
+        with warm_store(kind, data, given.out, given.models) as place:
             for model in given.models:
                 print(f"{model} over {kind}, load average {os.getloadavg()[0]:.1f}", flush=True)
                 folder = given.out / f"server-{kind}-{model}"
                 shutil.rmtree(folder, ignore_errors=True)
-                with live_server(folder, store=place, bundle=given.out / "bundles" / model) as server:
-                    rate = given.rate if model == "sdim" else given.rate / 5  # attention over all costs more
+                bundle = given.out / "bundles" / model
+                with live_server(folder, store=place, bundle=bundle, workers=given.workers) as server:
+                    rate = given.rate if model == "sdim" else None  # attention over all costs more: one at a time
                     measured = asyncio.run(
                         measure(server.port, now_ms, rate=rate, seconds=given.seconds, rounds=given.rounds)
                     )
                     shares = stage_shares(server.port)
-                results.append(
-                    {"store": kind, "model": model, "rate": rate, "stages": shares, "load": os.getloadavg(), **measured}
-                )
+                about = {"store": kind, "model": model, "rate": rate, "workers": given.workers, "load": os.getloadavg()}
+                results.append({**about, "stages": shares, **measured})
                 now_ms += 10_000_000
     failed = sum(r["failed"] for one in results for rounds in one["latency"].values() for r in rounds)
     failed += sum(one[kind]["failed"] for one in results for kind in ("events", "flood"))
@@ -321,7 +331,8 @@ def table(results: list[dict]) -> str:
         said = one["events"]
         rows.append((f"{WANTED_EVENTS:,} events", WANTED_EVENTS / BATCH, said["p50_ms"], said["p99_ms"]))
         for name, rate, p50, p99 in rows:
-            cells = (one["store"], one["model"], name, f"{rate:.0f}", f"{p50:.2f}", f"{p99:.2f}")
+            often = "one at a time" if rate is None else f"{rate:.0f}"
+            cells = (one["store"], one["model"], name, often, f"{p50:.2f}", f"{p99:.2f}")
             lines.append("| " + " | ".join((*cells, f"{p50 / empty[0]:.1f}", f"{p99 / empty[1]:.1f}")) + " |")
         lines.append(f"| {one['store']} | {one['model']} | most events: {one['most_events_per_s']:,.0f}/s |" + " |" * 5)
     return "\n".join(lines) + "\n"

@@ -2,24 +2,16 @@
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import httpx
 import pytest
-from tests.serving.http.running import free_port
+from tests.serving.server_process import free_port, started
 from tests.serving.small_bundles import exported, write_whole
 from typer.testing import CliRunner
 
 from sostenuto.cli.main import app
 from sostenuto.cli.serve import resolve, without_password
 from sostenuto.schema.errors import SpecError
-
-ROOT = Path(__file__).parents[2]
 
 
 def said(*arguments: object) -> str:
@@ -125,32 +117,11 @@ def test_the_doctor_finds_what_would_keep_a_server_from_coming_up(bundle, tmp_pa
 
 
 @contextlib.contextmanager
-def served(bundle: Path, *arguments: object):
+def served(bundle: Path, folder: Path, *arguments: object):
     port = free_port()
-    command = [sys.executable, "-m", "sostenuto", "serve", str(bundle), "--port", str(port), *map(str, arguments)]
-    process = subprocess.Popen(
-        command, cwd=bundle.parent, env={**os.environ, "PYTHONPATH": f"{ROOT}/src"}, stderr=subprocess.PIPE
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            assert process.poll() is None, process.stderr.read().decode()
-            assert time.monotonic() < deadline
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(url + "/readyz", timeout=5).status_code == 200:
-                    break
-            time.sleep(0.1)
-        with httpx.Client(base_url=url, timeout=30) as client:
-            yield client
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stderr.close()
+    command = ["-m", "sostenuto", "serve", bundle, "--port", port, *arguments]
+    with started(folder, command, port=port, cwd=bundle.parent) as server, server.client(timeout=30) as client:
+        yield client
 
 
 def test_a_bundle_is_served_over_a_new_store_and_events_survive_a_restart(bundle, tmp_path):
@@ -159,7 +130,7 @@ def test_a_bundle_is_served_over_a_new_store_and_events_survive_a_restart(bundle
     options = ["--store", tmp_path / "store", "--log", tmp_path / "log.jsonl", "--served", tmp_path / "lists"]
     options += ["--settings", tmp_path / "server.toml"]
     body = {"user_id": "new user", "candidates": ids, "time_ms": 10_000}
-    with served(bundle, *options) as client:
+    with served(bundle, tmp_path / "process", *options) as client:
         cold = client.post("/v1/rank", json=body).json()
         assert (cold["state"], cold["history_length"]) == ("cold", 0)
         assert sorted(cold["items"]) == sorted(ids)
@@ -171,7 +142,7 @@ def test_a_bundle_is_served_over_a_new_store_and_events_survive_a_restart(bundle
         assert refused.status_code == 422
         assert client.post("/v1/rank", json={**body, "candidate_fields": {"x": [1] * 4}}).status_code == 422
         version = client.get("/v1/models").json()["traffic"]["main"]
-    with served(bundle, *options, "--workers", 2) as client:
+    with served(bundle, tmp_path / "process", *options, "--workers", 2) as client:
         assert client.get("/v1/models").json()["traffic"]["main"] == version
         again = client.post("/v1/rank", json=body).json()
         assert again["items"] == warm["items"]

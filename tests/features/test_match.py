@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sostenuto.features import match
 from sostenuto.features.match import DAY_MS, HALF_LIVES_DAYS, MatchIndex, match_features, match_names
 from sostenuto.native.library import available, using
+from sostenuto.ops import native_match
 
 LIBRARIES = available()
 
@@ -150,6 +151,19 @@ def test_the_compiled_twin_equals_the_index(name: str, batch: tuple[Any, ...]) -
 
 @pytest.mark.parametrize("name", LIBRARIES)
 @given(batches())
+def test_the_compiled_look_up_in_an_index_equals_the_plain_one(name: str, batch: tuple[Any, ...]) -> None:
+    offsets, time, keys, starts, moment, asked = batch
+    index = MatchIndex.build(offsets, time, keys)
+    row = np.repeat(np.arange(len(moment)), np.diff(starts))
+    with using(None):
+        want = index.features(row, moment, asked)
+    with using(LIBRARIES[name]):
+        got = index.features(row, moment, asked)
+    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@given(batches())
 def test_a_request_of_the_compiled_twin_does_not_depend_on_the_batch(name: str, batch: tuple[Any, ...]) -> None:
     offsets, time, keys, starts, moment, asked = batch
     with using(LIBRARIES[name]):
@@ -165,6 +179,35 @@ def test_a_request_of_the_compiled_twin_does_not_depend_on_the_batch(name: str, 
                 [key[first:last] for key in asked],
             )
             np.testing.assert_array_equal(alone, together[first:last])
+
+
+WRONG_LEVELS = {
+    "a row beyond the users": {"row": np.array([0, 1])},
+    "offsets beyond the keys": {"offsets": np.array([0, 3])},
+    "offsets that do not start at 0": {"offsets": np.array([1, 2])},
+    "a missing count": {"count": np.array([1])},
+    "columns of another type": {"columns": np.zeros((2, 5))},
+    "columns that lie apart": {"columns": np.zeros((2, 10), np.float32)[:, ::2]},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_LEVELS)
+@pytest.mark.skipif(not available(), reason="the compiled library is not there")
+def test_a_look_up_never_reads_or_writes_beyond_an_array(wrong: str) -> None:
+    level = {
+        "offsets": np.array([0, 2]),
+        "key": np.array([3, 5]),
+        "count": np.array([1, 2]),
+        "last_ms": np.array([MOMENT, MOMENT]),
+        "decayed": np.ones((2, 2)),
+        "row": np.array([0, 0]),
+        "asked": np.array([5, 7]),
+        "columns": np.zeros((2, 5), np.float32),
+        "moment": np.array([MOMENT]),
+        "length": np.array([3]),
+    } | WRONG_LEVELS[wrong]
+    with pytest.raises(ValueError, match="must"):
+        native_match.met_columns(**level, rates=(0.1, 0.2), day_ms=DAY_MS, first_known=2)
 
 
 WRONG = {

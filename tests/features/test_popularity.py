@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sostenuto.features.popularity import WINDOW_MS, EventTimes, GrowingEventTimes, PopularityIndex
+from sostenuto.features.popularity import (
+    WINDOW_MS,
+    EventTimes,
+    GrowingEventTimes,
+    PopularityIndex,
+    popularity_features,
+)
 from sostenuto.native.library import available, using
 
 FORMS = {"plain": None, **available()}
@@ -28,7 +34,7 @@ def test_popularity_counts_strictly_before_the_request(
     index = PopularityIndex(num_items=8).joined(item, when * step, place)
     asked, moment, where = (np.array([q[k] for q in queries], np.int64) for k in range(3))
     with using(FORMS[form]):
-        got = index.features(asked, np.arange(len(asked)), moment * step, where)
+        got = popularity_features(index, asked, np.arange(len(asked)), moment * step, where)
     for q, (i, t, p) in enumerate(queries):
         before = [e for e in events if e[1] < t]
         recent = [e for e in before if (t - e[1]) * step <= WINDOW_MS]
@@ -78,3 +84,47 @@ def test_events_that_come_in_parts_count_as_events_at_once(parts: list[list[tupl
 def test_event_times_give_their_events_back() -> None:
     key, when = np.array([900, 3, 3, 2**33]), np.array([-5, 8, 2, 10**12])
     assert [column.tolist() for column in EventTimes(key, when).events()] == [[3, 3, 900, 2**33], [2, 8, -5, 10**12]]
+
+
+PARTS = st.lists(
+    st.lists(
+        st.tuples(st.integers(2, 7), st.sampled_from([-(2**52), -3, 0, 1, 4, 2**52]), st.integers(0, 2)), max_size=8
+    ),
+    max_size=8,
+)
+
+
+@given(PARTS, st.data())
+@settings(deadline=None)
+def test_events_that_are_taken_off_count_as_events_that_never_came(
+    parts: list[list[tuple[int, int, int]]], data: st.DataObject
+) -> None:
+    index = PopularityIndex(num_items=8)
+    for part in parts:
+        index = index.joined(*(np.array([e[k] for e in part], np.int64) for k in range(3)))
+    events = [e for part in parts for e in part]
+    gone = data.draw(st.lists(st.sampled_from(range(len(events))), unique=True) if events else st.just([]))
+    index = index.without(*(np.array([events[n][k] for n in gone], np.int64) for k in range(3)))
+    left = [e for n, e in enumerate(events) if n not in gone]
+    assert index.events == len(left)
+    index = index.widened(100)
+    item, moment, place = (grid.ravel() for grid in np.meshgrid(np.arange(9), [-(2**52), 0, 1, 5, 2**60], np.arange(4)))
+    ever, recent = index.of_item(item, moment, moment - 4)
+    here = index.of_pair(place, item, moment)
+    for n, (i, m, p) in enumerate(zip(item.tolist(), moment.tolist(), place.tolist(), strict=True)):
+        assert ever[n] == sum(e[0] == i and e[1] < m for e in left)
+        assert recent[n] == sum(e[0] == i and m - 4 <= e[1] < m for e in left)
+        assert here[n] == sum(e[0] == i and e[2] == p and e[1] < m for e in left)
+    assert index.at_place(place, moment).tolist() == [
+        sum(e[2] == p and e[1] < m for e in left) for m, p in zip(moment, place, strict=True)
+    ]
+
+
+def test_one_time_far_from_all_others_is_counted_like_any() -> None:
+    key, when = np.arange(5_000), np.full(5_000, 10**12)
+    when[7] = -(2**52)
+    times = EventTimes(key, when)
+    assert times.moments is not None  # keys times milliseconds would not fit
+    grown = GrowingEventTimes((times,))
+    assert grown.count(np.array([7, 8, 8]), np.array([-(2**52) + 1, 10**12, 10**12 + 1])).tolist() == [1, 0, 1]
+    assert [sorted(c.tolist()) for c in times.events()] == [key.tolist(), sorted(when.tolist())]

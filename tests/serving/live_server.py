@@ -2,16 +2,12 @@
 
 import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.serving.http.running import ROOT, Running, _wait_until_ready, free_port
+from tests.serving.server_process import Running, free_port, started
 
 from sostenuto.schema.events import Event
 from sostenuto.serving.parity import Question
@@ -20,33 +16,34 @@ MSGPACK = {"content-type": "application/msgpack", "accept": "application/msgpack
 
 
 @contextlib.contextmanager
-def live_server(folder: Path, *, store: str, bundle: Path, workers: int = 1, **service: Any) -> Iterator[Running]:
-    """Start `sostenuto serve`, and end it by its own id."""
+def live_server(
+    folder: Path, *, store: str, bundle: Path, workers: int = 1, env: dict[str, str] | None = None, **service: Any
+) -> Iterator[Running]:
+    """Start `sostenuto serve`, and end it by its own id.
+
+    Args:
+        folder:  of the server: settings, control, request log, stderr.
+        store:   location.
+        bundle:  that answers.
+        workers: processes.
+        env:     further environment.
+        service: of the table `[service]`; `limits` and `served` are tables of their own.
+    """
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {"service": service, "limits": {"future_s": 10**9, "request_timeout_s": 60.0}}
+    tables = {
+        "limits": {"future_s": 10**9, "request_timeout_s": 60.0, **service.pop("limits", {})},
+        "served": service.pop("served", {}),
+        "service": service,
+    }
     lines = [f"port = {port}", f"workers = {workers}", f'log = "{folder / "requests.jsonl"}"']
     for name, table in tables.items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        if table:
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     (folder / "settings.toml").write_text("\n".join(lines) + "\n")
-    told = ["--store", store, "--control", str(folder / "control"), "--settings", str(folder / "settings.toml")]
-    errors = folder / "stderr.txt"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}"}
-    with errors.open("wb") as stderr:
-        command = [sys.executable, "-m", "sostenuto", "serve", str(bundle), *told]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stderr, stderr=stderr)
-    running = Running(process, port, errors)
-    try:
-        _wait_until_ready(running)
-        yield running
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    told = ["--store", store, "--control", folder / "control", "--settings", folder / "settings.toml"]
+    with started(folder, ["-m", "sostenuto", "serve", bundle, *told], port=port, env=env) as server:
+        yield server
 
 
 class OverHTTP(contextlib.AbstractContextManager):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -424,3 +427,29 @@ def test_a_stranger_who_makes_the_hashes_right_again_gets_no_further_than_an_err
         (folder / name).write_bytes(held)
         reseal(folder)
         opened_or_refused(folder)
+
+
+SCORED_AFTER_CUT = """
+import os, sys
+from pathlib import Path
+from tests.serving.small_bundles import asked_batch, logits_of
+from sostenuto.data.prepared import PreparedData
+from sostenuto.serving.bundle import open_bundle
+folder = Path(sys.argv[1])
+bundle = open_bundle(folder)
+for file in folder.rglob("*"):
+    if file.is_file():
+        os.truncate(file, 1)
+print(float(logits_of(bundle.ranker, asked_batch(PreparedData(Path(sys.argv[2])))).sum()))
+print(sum(float(one.vectors.float().sum()) for one in bundle.content.values()))
+"""
+
+
+def test_an_open_bundle_reads_nothing_of_its_folder_any_more(data, bundles, tmp_path):
+    folder = tmp_path / "cut"
+    shutil.copytree(bundles / "muse", folder)
+    command = [sys.executable, "-c", SCORED_AFTER_CUT, str(folder), str(data.folder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr  # a mapped file that is cut ends the process
+    assert all(math.isfinite(float(line)) for line in done.stdout.split())

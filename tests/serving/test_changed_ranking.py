@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.serving.http.running import ROOT
+from tests.serving.server_process import ROOT
 from tests.serving.small_bundles import exported, write_whole
 
 from sostenuto.serving.stores.layout import RecordLayout

@@ -16,8 +16,8 @@ import httpx
 import msgspec
 import numpy as np
 import pytest
-from tests.serving.http.running import ROOT, Running
 from tests.serving.live_server import OverHTTP, live_server
+from tests.serving.server_process import ROOT, Running
 from tests.serving.small_bundles import exported, trained_on, write_whole
 from tests.serving.stores.redis_server import start_redis
 

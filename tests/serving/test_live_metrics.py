@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serving.http.running import ROOT
 from tests.serving.live_server import live_server
+from tests.serving.server_process import ROOT
 from tests.serving.small_bundles import VIEW, exported, trained_on, write_whole
 
 from sostenuto.features.collation import Collator

@@ -67,7 +67,7 @@ def played(
         warm_up(store, data, until_ms=from_ms)
         deployed = Deployed.of(open_bundle(folder / "bundle"), store)
         if encoding:
-            deployed.encoder.warm_up(store.users())
+            deployed.encoder.warm_up()
         service = InProcess(deployed, encoding=encoding)
         users = range(2, len(data.vocabulary("user")))
         offline = {name: Offline(collator=Collator(data, view), ranker=trained.ranker)}

@@ -125,10 +125,9 @@ def warm(
     states: dict[str, int] = {}
     with open_store(store, RecordLayout.of(prepared.features.behaviour_fields)) as opened, StageProgress() as progress:
         new = warm_up(opened, prepared, until_ms=until_ms, progress=lambda done, total: progress("users", done, total))
-        users = list(opened.users()) if bundles else []
         for one in bundles:
             encoder = Deployed.of(one, opened).encoder
-            states[one.version] = encoder.warm_up(users, lambda done: progress("states", done, len(users)))
+            states[one.version] = encoder.warm_up(lambda done, total: progress("states", done, total))
         found = opened.stats()
     if as_json:
         print_json({"new_events": new, "events": found.events, "users": found.users, "states": states})

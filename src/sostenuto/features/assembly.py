@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sostenuto.features.clock import local_clock
 from sostenuto.features.match import MatchIndex, level_keys, match_features
-from sostenuto.features.popularity import PopularityIndex
+from sostenuto.features.popularity import Popularity, popularity_features
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Catalogue, Context, History, RequestBatch
 
@@ -125,7 +125,7 @@ class Assembler:
     time_zone: str
     category: Array  # (I, K) of every item index
     item_fields: Mapping[str, Array]  # (I,) or (I, V)
-    popularity: PopularityIndex
+    popularity: Popularity
     user_fields: Mapping[str, Array] = field(default_factory=dict)  # (U,) context fields that follow from the user
 
     def of_items(self, item: Array) -> ItemColumns:
@@ -180,7 +180,7 @@ class Assembler:
         match = np.zeros((len(item), 0), np.float32)
         if met is not None:
             row = np.repeat(np.arange(len(asked.time_ms)), np.diff(asked.offsets))
-            fields |= self.popularity.features(item, row, asked.time_ms, asked.place)
+            fields |= popularity_features(self.popularity, item, row, asked.time_ms, asked.place)
             if self.features.match:
                 match = met.match(asked.offsets, asked.time_ms, self.keys(item, about))
         return Candidates(

@@ -22,6 +22,11 @@ Array = npt.NDArray[Any]
 DAY_MS = 86_400_000
 HALF_LIVES_DAYS = (7.0, 28.0)  # a week and a four-week cycle
 _RATES = np.log(2.0) / (np.array(HALF_LIVES_DAYS) * DAY_MS)  # per ms
+_TWIN: dict[str, Any] = {
+    "rates": (float(_RATES[0]), float(_RATES[1])),
+    "day_ms": DAY_MS,
+    "first_known": FIRST_KNOWN,
+}
 _PER_LEVEL = ("count", "decayed_7d", "decayed_28d", "recency", "share")
 MARKS_AT_MOST = 1 << 24  # one byte each, when behaviours are held against what is asked
 _PER_USER = ("user.length", "user.recency")
@@ -108,6 +113,11 @@ class LevelIndex:
         position = np.minimum(np.searchsorted(joint, wanted), len(joint) - 1)
         return (joint[position] == wanted) & (key >= FIRST_KNOWN), position
 
+    def say(self, row: Array, key: Array, columns: Array, *, moment: Array, length: Array) -> None:
+        """Write what each user has done with the keys, see `MatchIndex.features`, by the compiled twin."""
+        at = (self.offsets, self.key, self.count, self.last_ms, self.decayed)
+        native_match.met_columns(*at, row, key, columns, moment=moment, length=length, **_TWIN)
+
     def joined(self, later: LevelIndex) -> LevelIndex:
         """Return the index of the same users after the events of `later`, none of them before one of this index."""
         num_rows = len(self.offsets) - 1
@@ -187,22 +197,26 @@ class MatchIndex:
         Returns:
             (C, F) float32, columns as `match_names`.
         """
-        length = self.length[row].astype(np.float64)
-        columns: list[Array] = []
-        for level, key in zip(self.levels, keys, strict=True):
+        width, twin = native_match.PER_LEVEL, native_match.is_usable()
+        columns = np.zeros((len(row), width * len(keys) + 2), np.float32)
+        for number, (level, key) in enumerate(zip(self.levels, keys, strict=True)):
+            said = columns[:, width * number : width * (number + 1)]
+            if twin:
+                level.say(row, key, said, moment=time_ms, length=self.length)
+                continue
             found, at = level.find(row, key)
-            if len(level.key):
-                age_ms = np.maximum(time_ms[row] - level.last_ms[at], 0)
-                decayed = np.where(found[:, None], level.decayed[at] * np.exp(-age_ms[:, None] * _RATES), 0.0)
-                count = np.where(found, level.count[at], 0)
-                recency = np.where(found, 1.0 / (1.0 + age_ms / DAY_MS), 0.0)
-            else:
-                count, recency, decayed = np.zeros(len(row)), np.zeros(len(row)), np.zeros((len(row), len(_RATES)))
-            share = count / np.maximum(length, 1.0)
-            columns += [np.log1p(count), *np.log1p(decayed).T, recency, share]
-        idle_ms = np.maximum(time_ms[row] - self.last_ms[row], 0)
-        columns += [np.log1p(length), np.where(length > 0, 1.0 / (1.0 + idle_ms / DAY_MS), 0.0)]
-        return np.stack(columns, axis=1).astype(np.float32)
+            met = np.flatnonzero(found)  # the others have zeros
+            at, of = at[met], row[met]
+            age_ms = np.maximum(time_ms[of] - level.last_ms[at], 0)
+            decayed = level.decayed[at] * np.exp(-age_ms[:, None] * _RATES)
+            said[met, 0] = np.log1p(level.count[at])
+            said[met, 1 : 1 + len(_RATES)] = np.log1p(decayed)
+            said[met, -2] = 1.0 / (1.0 + age_ms / DAY_MS)
+            said[met, -1] = level.count[at] / np.maximum(self.length[of].astype(np.float64), 1.0)
+        idle_ms = np.maximum(time_ms - self.last_ms, 0)
+        columns[:, -2] = np.log1p(self.length.astype(np.float64))[row]
+        columns[:, -1] = np.where(self.length > 0, 1.0 / (1.0 + idle_ms / DAY_MS), 0.0)[row]
+        return columns
 
     @property
     def num_bytes(self) -> int:
@@ -234,9 +248,7 @@ def match_features(
             candidate_offsets,
             moment,
             asked,
-            rates=(float(_RATES[0]), float(_RATES[1])),
-            day_ms=DAY_MS,
-            first_known=FIRST_KNOWN,
+            **_TWIN,
         )
     row = np.repeat(np.arange(len(moment)), np.diff(candidate_offsets))
     return MatchIndex.build(offsets, time_ms, keys, (row, asked)).features(row, moment, asked)

@@ -205,7 +205,9 @@ class ItemEmbedding(nn.Module):
             return item.new_zeros(item.shape[0], 0, dtype=self.vectors.dtype)
         if not self.all_own_vectors:
             item = torch.where(item < self.vectors.shape[0], item, PADDING)  # its vector is zero
-        return self.vectors[item] if version is None else self.past_vectors[version, item].to(self.vectors.dtype)
+        if version is None:
+            return self.vectors.index_select(0, item)
+        return self.past_vectors[version, item].to(self.vectors.dtype)
 
     def forward(
         self,

@@ -107,8 +107,10 @@ class Taste(nn.Module):
         """Return (Nc, out_dim) float32 agreements of (Nc, V) candidates; 0 for an empty history."""
         mean = (state.sums / state.weights.clamp(min=1e-12)[:, :, None]).float()
         split = (self.parts, vectors.shape[1] // self.parts)
-        by_part = mean.view(*mean.shape[:2], *split)
-        return torch.einsum("cpkv,ckv->cpk", by_part[row], vectors.view(-1, *split)).flatten(1)
+        by_part, each = mean.view(*mean.shape[:2], *split), vectors.view(-1, *split)
+        if len(mean) == 1:  # one request: one product
+            return torch.einsum("pkv,ckv->cpk", by_part[0], each).flatten(1)
+        return torch.einsum("cpkv,ckv->cpk", by_part[row], each).flatten(1)
 
 
 __all__ = ["Taste", "TasteState"]

@@ -138,11 +138,11 @@ def load_ranker(folder: str | Path) -> tuple[Ranker, dict[str, Any]]:
     ranker: Any = build(name, config, features)
     if entry.kind == "neural":
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         weights = folder / "weights.safetensors"
         try:
-            tensors = load_file(weights)
+            tensors = load(weights.read_bytes())  # a mapped file that is cut meanwhile would end the process
         except SafetensorError as error:
             raise RunError(f"weights must be whole, {weights} is damaged ({error}); train it again") from error
         ranker.load_state_dict(tensors)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sostenuto.schema.errors import NoLibrary
 
-VERSION = 10  # of the C interface; a library of another version is not used
+VERSION = 11  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/library.cpp
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -167,6 +167,17 @@ class MatchInputs(ctypes.Structure):
     _fields_ = [(name, _P) for name in ("time_ms", "moment", "key", "key_stride", "asked", "asked_stride")]
 
 
+class MetLevel(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [
+        *((name, _I) for name in ("candidates", "first_known", "width")),
+        ("day_ms", _D),
+        ("rate", _D * 2),
+        *((name, _P) for name in ("offsets", "key", "count", "last_ms", "decayed", "moment", "length")),
+    ]
+
+
 class RecurrenceShape(ctypes.Structure):
     """As in source/interface.h."""
 
@@ -226,6 +237,7 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_product_top_k": 5,
     "sostenuto_update_rows": 7,
     "sostenuto_match": 3,
+    "sostenuto_met": 4,
     "sostenuto_lower_bounds": 6,
     "sostenuto_recurrence_kept": 1,
     "sostenuto_recurrence_forward": 3,

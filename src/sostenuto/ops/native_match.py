@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sostenuto.native.library import MatchInputs, MatchShape, any_library, library
+from sostenuto.native.library import MatchInputs, MatchShape, MetLevel, any_library, library
 
 Array = npt.NDArray[Any]
 
@@ -110,4 +110,70 @@ def match_columns(
     return out
 
 
-__all__ = ["is_usable", "match_columns"]
+def met_columns(
+    offsets: Array,
+    key: Array,
+    count: Array,
+    last_ms: Array,
+    decayed: Array,
+    row: Array,
+    asked: Array,
+    columns: Array,
+    *,
+    moment: Array,
+    length: Array,
+    rates: tuple[float, float],
+    day_ms: int,
+    first_known: int,
+) -> None:
+    """Look C candidates up in one level of the indices of B users, and write what the users have done with them.
+
+    Args:
+        offsets:             (B + 1,) of the keys.
+        key, count, last_ms: (U,) int64, keys rising inside a user; `decayed` (U, 2) float64.
+        row:                 (C,) user of each candidate, in [0, B).
+        asked:               (C,).
+        columns:             (C, PER_LEVEL) float32, changed in place; rows may lie further apart.
+        moment:              (B,) of the requests, ms.
+        length:              (B,) behaviours of the users.
+        rates, day_ms, first_known: as in `match_columns`.
+
+    Raises:
+        ValueError: shapes, types or offsets that do not belong together.
+    """
+    rows, users, candidates = len(key), len(moment), len(asked)
+    starts = _flat(offsets, users + 1, "offsets")
+    if int(starts[0]) or int(starts[-1]) != rows or (users > 1 and bool((np.diff(starts) < 0).any())):
+        raise ValueError(f"offsets must rise from 0 to {rows}, got {starts.tolist()[:5]}...; make them with cumsum")
+    which = _flat(row, candidates, "row")
+    if candidates and not 0 <= int(which.min()) <= int(which.max()) < users:
+        raise ValueError(f"row must lie in [0, {users}), got {int(which.min())} .. {int(which.max())}")
+    if decayed.shape != (rows, 2) or columns.shape != (candidates, PER_LEVEL) or columns.dtype != np.float32:
+        raise ValueError(
+            f"decayed must be ({rows}, 2) and columns ({candidates}, {PER_LEVEL}) float32, got {decayed.shape} and "
+            f"{columns.shape} {columns.dtype}; give arrays of one level"
+        )
+    if candidates and (columns.strides[1] != 4 or columns.strides[0] % 4):
+        raise ValueError("the columns of a row must lie side by side; give a part of a C-ordered array")
+    held = [_flat(array, rows, name) for name, array in (("key", key), ("count", count), ("last_ms", last_ms))]
+    wanted, weights = _flat(asked, candidates, "asked"), np.ascontiguousarray(decayed, np.float64)
+    moments, lengths = _flat(moment, users, "moment"), _flat(length, users, "length")
+    level = MetLevel(
+        candidates=candidates,
+        first_known=first_known,
+        width=columns.strides[0] // 4,
+        day_ms=day_ms,
+        rate=rates,
+        offsets=starts.ctypes.data,
+        key=held[0].ctypes.data,
+        count=held[1].ctypes.data,
+        last_ms=held[2].ctypes.data,
+        decayed=weights.ctypes.data,
+        moment=moments.ctypes.data,
+        length=lengths.ctypes.data,
+    )
+    to = (which.ctypes.data, wanted.ctypes.data, columns.ctypes.data)
+    any_library().handle.sostenuto_met(ctypes.byref(level), *to)
+
+
+__all__ = ["PER_LEVEL", "is_usable", "match_columns", "met_columns"]

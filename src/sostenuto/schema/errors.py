@@ -6,7 +6,6 @@
     |- RunError (RuntimeError)           a run folder is missing, half-written or of another format
     |- BundleError (RuntimeError)        an exported bundle is damaged, of another format, or no bundle
     |- StateError (ValueError)           stored bytes are not a user state of this ranker
-    |- NoLibrary (RuntimeError)        the compiled operators are asked for and cannot be had
     |- RequestError (ValueError)         a request to the server is refused; its text is shown to whoever sent it
     |  |- NotFound                       it names something that is not there
     |  `- Conflict                       it cannot be done as things stand

@@ -139,6 +139,8 @@ class Candidates(_OnDevice):
         """(N,) int64 request row of each candidate."""
         import torch
 
+        if self.offsets.shape[0] == 2:  # one request, as in every ranking that is served
+            return self.offsets.new_zeros(self.item.shape[0])
         rows = torch.arange(self.offsets.shape[0] - 1, device=self.offsets.device)
         return torch.repeat_interleave(rows, self.lengths, output_size=self.item.shape[0])
 

@@ -79,7 +79,8 @@ class Vocabulary:
 
     def indices(self, raws: Iterable[str | None]) -> Array:
         """Return (N,) int64 indices of raw ids."""
-        return np.fromiter(map(self.index, raws), np.int64)
+        known = self._index
+        return np.array([known.get(raw, UNKNOWN) if raw else PADDING for raw in raws], np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +332,7 @@ def _read_candidate_items(folder: Path, manifest: BundleManifest, features: Feat
 def _read_content(
     folder: Path, manifest: BundleManifest, features: FeatureSpec, entry: ModelEntry
 ) -> dict[str, ItemContent]:
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     from sostenuto.schema.content import ItemContent
 
@@ -342,7 +343,7 @@ def _read_content(
         stored = manifest.content[sizes.name]
         name = f"content/{sizes.name}.safetensors"
         refuse_unlisted(manifest, name)
-        tensors = load_file(folder / name)
+        tensors = load((folder / name).read_bytes())  # a mapped file that is cut would end the process
         layer = {
             key.removeprefix(LAST_LAYER): tensors.pop(key) for key in sorted(tensors) if key.startswith(LAST_LAYER)
         }

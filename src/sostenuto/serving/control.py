@@ -21,7 +21,7 @@ from typing import IO, Any
 from sostenuto.schema.errors import SpecError
 from sostenuto.serving.service import Traffic
 
-WANTED, LOCK, ENCODER, SALT = "wanted.json", "wanted.lock", "encoder.lock", "salt"
+WANTED, LOCK, LEADER, SALT = "wanted.json", "wanted.lock", "leader.lock", "salt"
 WAIT_S = 0.02  # between two looks at what the others have come to
 
 
@@ -52,7 +52,7 @@ class Control:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._mine = folder / f"process-{os.getpid()}.json"
-        self._encoder: IO[str] | None = None
+        self._leader: IO[str] | None = None
 
     def wanted(self) -> Wanted:
         """Return what is wanted."""
@@ -116,25 +116,25 @@ class Control:
                 path.write_bytes(secrets.token_bytes(16))
             return path.read_bytes()
 
-    def encodes(self) -> bool:
-        """Say whether this process is the one that runs the encoder; the first to ask is, until it ends."""
-        if self._encoder is not None:
+    def leads(self) -> bool:
+        """Say whether this process does what one of them must do for all; the first to ask does, until it ends."""
+        if self._leader is not None:
             return True
-        file = (self.folder / ENCODER).open("w")
+        file = (self.folder / LEADER).open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
             return False
-        self._encoder = file
+        self._leader = file
         return True
 
     def leave(self) -> None:
         """Say that this process ends."""
         self._mine.unlink(missing_ok=True)
-        if self._encoder is not None:
-            self._encoder.close()
-            self._encoder = None
+        if self._leader is not None:
+            self._leader.close()
+            self._leader = None
 
 
 def _lives(pid: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sostenuto.schema.errors import StreamTrimmed
 from sostenuto.serving.backlog import Backlog
 from sostenuto.serving.encoding import BehaviourEncoder
 from sostenuto.serving.live_explaining import LiveExplainer
@@ -16,6 +15,7 @@ from sostenuto.serving.user_states import CACHE_BYTES, UserStates
 
 if TYPE_CHECKING:
     from sostenuto.serving.bundle import Bundle
+    from sostenuto.serving.popularity import Followed, StorePopularity
     from sostenuto.serving.recommending.recommender import RecommendSettings
     from sostenuto.serving.stores.store import Store
 
@@ -38,20 +38,22 @@ class Deployed:
         bundle: Bundle,
         store: Store,
         *,
+        popularity: StorePopularity | None = None,
         cache_bytes: int = CACHE_BYTES,
         recommend: RecommendSettings | None = None,
         salt: bytes | None = None,
     ) -> Deployed:
-        """Put the parts together; reads all events of the store once, for popularity.
+        """Put the parts together.
 
         Args:
             bundle:      what ranks.
             store:       what users did.
+            popularity:  of the store, where several models share it.
             cache_bytes: of states in memory.
             recommend:   how lists are made.
             salt:        what exploring draws follow from, the same in all processes of a server.
         """
-        model = LiveModel(bundle, store)
+        model = LiveModel(bundle, store, popularity)
         states = UserStates(model, cache_bytes=cache_bytes)
         scorer = Scorer(model, states)
         encoder = BehaviourEncoder(states)
@@ -72,17 +74,17 @@ class Deployed:
 
     def follow(self) -> int:
         """Take later events into popularity and forget the states of deleted users; return how many changes."""
-        try:
-            changes = self.model.follow()
-        except StreamTrimmed:  # who was deleted meanwhile is not told any more, so nobody is kept
-            self.model.start_again()
-            self.states.cache.forget_all()
-            self.recommender.pasts.cache.forget_all()
-            return 1
-        if gone := {change.user for change in changes if change.kind == "deleted"}:
-            self.states.cache.forget_codes(gone)
-            self.recommender.pasts.cache.forget_codes(gone)
-        return len(changes)
+        followed = self.model.follow()
+        self.forget(followed)
+        return followed.changes
+
+    def forget(self, followed: Followed) -> None:
+        """Let go of what is in memory of users of whom a look at the stream has told that they were deleted."""
+        for cache in (self.states.cache, self.recommender.pasts.cache):
+            if followed.anew:
+                cache.clear()
+            elif followed.gone:
+                cache.forget_codes(followed.gone)
 
 
 __all__ = ["Deployed"]

@@ -7,7 +7,9 @@ fading. Two requests with other kinds of candidates differ without anything bein
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ HALF_LIFE = 20_000  # candidates after which an observation counts half
 LEAST_SHARE = 1e-4  # of a bin: an empty one would make the index infinite
 LEAST_STD = 1e-3  # of a feature that did not vary, in its own unit
 LEAST = 1_000  # candidates before anything is said
+EVERY_S = 0.05  # between two rankings that are observed
 
 
 def numbers_of(features: FeatureSpec) -> tuple[str, ...]:
@@ -86,7 +89,12 @@ class Drift:
         self._sums = np.zeros(len(self._names))
         self._counts = np.zeros(len(self._names))
         self._seen = 0
+        self._observed_s = -math.inf
         self._lock = threading.Lock()
+
+    def is_due(self) -> bool:
+        """Say whether a ranking is to be observed: some twenty a second tell enough, and each costs."""
+        return time.monotonic() - self._observed_s >= EVERY_S
 
     def observe(self, logits: Array, values: Array) -> None:
         """Take (N,) logits and (N, F) numbers in, F as in the reference."""
@@ -94,6 +102,7 @@ class Drift:
         known = ~np.isnan(values)
         sums, counts = np.where(known, values, 0.0).sum(0), known.sum(0)
         with self._lock:
+            self._observed_s = time.monotonic()
             fade = 0.5 ** (len(logits) / HALF_LIFE)
             self._bins = self._bins * fade + bins
             self._sums = self._sums * fade + sums

@@ -6,7 +6,9 @@ ranker. A ranking never waits for it and never depends on it: a state that is be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sostenuto.schema.errors import StreamTrimmed
@@ -37,45 +39,60 @@ class BehaviourEncoder:
         self._bounded = states.model.bundle.entry.state == "bounded"
         self._cursor = self.store.cursor(self.name)
         self._unwritten: dict[str, int] = {}  # events in the state that the store has, by user
+        self._waiting: list[str] = []  # users of changes that were read, last one first
+        self._read_to = self._cursor
 
     @property
     def lag(self) -> int:
         """Changes of the store that it has not seen; what others ask is `backlog.Backlog`."""
         return max(self.store.last_sequence() - self._cursor, 0)
 
-    def run_once(self) -> int:
-        """Take the next changes in and return how many there were; with none, write what was put off."""
-        try:
-            changes = self.store.changes(self._cursor, CHANGES_AT_ONCE)
-        except StreamTrimmed:
-            return self._start_again()
-        if not changes:
+    def run_once(self, at_most_s: float = math.inf) -> int:
+        """Take the next changes in, as far as the time allows, and return how many users were looked at.
+
+        With no change left, what was put off is written and 0 returned.
+        """
+        started = time.perf_counter()
+        if not self._waiting and not self._read():
             self._write_all()
             return 0
-        changed: dict[str, None] = {}
-        for change in changes:
-            if change.user_id is not None:
-                changed[change.user_id] = None
-        for user_id in changed:
-            self._refresh(user_id)
-        self._move(changes[-1].sequence)
-        return len(changes)
+        done = 0
+        while self._waiting and (not done or time.perf_counter() - started < at_most_s):
+            self._refresh(self._waiting.pop())
+            done += 1
+        if not self._waiting:
+            self._move(self._read_to)
+        return max(done, 1)  # changes may be of users who are gone
 
-    def warm_up(self, users: Iterable[str], progress: Callable[[int], None] = lambda done: None) -> int:
-        """Encode and write users, whatever the stream says; return how many states were written."""
+    def _read(self) -> bool:
+        """Read the next changes; say whether there were any."""
+        try:
+            changes = self.store.changes(self._cursor, CHANGES_AT_ONCE)
+        except StreamTrimmed:  # it no longer tells who changed: everybody may have
+            self._read_to = self.store.last_sequence()
+            self._waiting = list(self.store.users())
+            return True
+        if not changes:
+            return False
+        changed = dict.fromkeys(change.user_id for change in changes if change.user_id is not None)
+        self._waiting, self._read_to = list(changed)[::-1], changes[-1].sequence
+        return True
+
+    def warm_up(self, progress: Callable[[int, int], None] = lambda done, total: None) -> int:
+        """Encode and write all users, whatever the stream says, and follow it from here on.
+
+        Returns:
+            how many states were written.
+        """
+        last, users = self.store.last_sequence(), list(self.store.users())
         written = 0
         for n, user_id in enumerate(users):
             state, _ = self.states.at(user_id)
             written += self.states.write(user_id, state)
-            progress(n + 1)
-        return written
-
-    def _start_again(self) -> int:
-        """Read all users, for the stream no longer tells who changed."""
-        last = self.store.last_sequence()
-        self.warm_up(self.store.users())
+            progress(n + 1, len(users))
+        self._waiting.clear()
         self._move(last)
-        return 1
+        return written
 
     def _move(self, sequence: int) -> None:
         self._cursor = sequence

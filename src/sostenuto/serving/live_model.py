@@ -1,4 +1,4 @@
-"""A bundle that ranks from a store: codes of the store become indices of the bundle, and popularity follows events.
+"""A bundle that ranks from a store: codes of the store become indices of the bundle.
 
 What a ranker reads is put together by the same `Assembler` as in training; only where the arrays come from differs.
 """
@@ -19,6 +19,7 @@ from sostenuto.features.missing import missing_column
 from sostenuto.features.popularity import PopularityIndex
 from sostenuto.schema.errors import DataError, RequestError, did_you_mean
 from sostenuto.schema.features import FIRST_KNOWN, PADDING, UNKNOWN
+from sostenuto.serving.popularity import NO_PLACE, NOTHING_COUNTED, Counted, ModelPopularity, StorePopularity
 from sostenuto.serving.stores.layout import ACTION, ITEM, PLACE
 
 if TYPE_CHECKING:
@@ -26,11 +27,10 @@ if TYPE_CHECKING:
     from sostenuto.schema.features import Field
     from sostenuto.schema.histories import History
     from sostenuto.serving.bundle import Bundle, Vocabulary
-    from sostenuto.serving.stores.store import Change, Store, StoredHistory, StoredItem
+    from sostenuto.serving.popularity import Followed
+    from sostenuto.serving.stores.store import Store, StoredHistory, StoredItem
 
 Array = npt.NDArray[Any]
-
-CHANGES_AT_ONCE = 10_000
 
 
 class CodeMap:
@@ -61,16 +61,33 @@ class CodeMap:
             if self._vocabulary is not None:
                 self._index = np.concatenate([self._index, self._vocabulary.indices(new)])
 
+    def codes(self, missing: int) -> Array:
+        """Return (V,) int64 the code of each index of the vocabulary as far as it has grown, `missing` without one.
+
+        Index 1, the unknown, has many codes, and any of them stands there.
+        """
+        index = self._index
+        found = np.full(FIRST_KNOWN if self._vocabulary is None else len(self._vocabulary), missing, np.int64)
+        found[index] = np.arange(len(index))
+        return found
+
 
 class LiveModel:
     """A bundle and a store.
 
-    Popularity counts the events of the store up to `followed`, the sequence of the last change taken in; `follow`
-    brings it up to date. Other threads may go on ranking meanwhile: it is replaced as a whole.
+    `assembler` puts requests together, `plain` whatever has to do without popularity. `follow` brings popularity up to
+    date. Other threads may go on ranking meanwhile: it is replaced as a whole.
+
+    Args:
+        bundle:     what ranks.
+        store:      what users did.
+        popularity: of the store, shared by the models of a process; one of its own by default. Nothing is counted
+                    before it is asked for: encoding needs none.
     """
 
-    def __init__(self, bundle: Bundle, store: Store) -> None:
+    def __init__(self, bundle: Bundle, store: Store, popularity: StorePopularity | None = None) -> None:
         self.bundle, self.store = bundle, store
+        self.popularity = StorePopularity(store) if popularity is None else popularity
         self.features = bundle.features
         vocabulary = bundle.vocabularies.get
         self._item = CodeMap(store, ITEM, vocabulary("item"))
@@ -88,58 +105,60 @@ class LiveModel:
                     f"the store must keep the behaviour field {f.name!r} ({f.kind}) that model {bundle.name!r} reads, "
                     f"it has {dict(stored) or 'none'}; make a store with it, or serve a model without it"
                 )
-        self._following = threading.Lock()
-        self.followed = store.last_sequence()
-        self.assembler = Assembler(
+        self._taking = threading.Lock()
+        self._taken: Counted | None = None  # what the popularity of `_asked` was made of
+        self._unknown = PopularityIndex(num_items=self.features.num_items)
+        self.plain = Assembler(
             features=self.features,
             time_zone=bundle.time_zone,
             category=bundle.item_category,
             item_fields=bundle.item_fields,
-            popularity=self._counted(self.followed),
+            popularity=NOTHING_COUNTED,
         )
+        self._asked = self.plain
         self.ranker = bundle.ranker
 
-    def _counted(self, until: int) -> PopularityIndex:
-        """Count the events of the store that arrived up to a sequence."""
-        found = PopularityIndex(num_items=self.features.num_items)
-        for block in self.store.all_events():
-            kept = block.sequence <= until
-            found = found.joined(
-                self._item.indices(block.item[kept]), block.time_ms[kept], self._place.indices(block.place[kept])
+    @property
+    def assembler(self) -> Assembler:
+        """Puts requests together, with popularity as `follow` last left it."""
+        if self._taken is None:
+            self.take_popularity()
+        return self._asked
+
+    @property
+    def followed(self) -> int:
+        """Sequence of the last change that its popularity has taken in."""
+        return 0 if self._taken is None else self._taken.sequence
+
+    def follow(self) -> Followed:
+        """Bring popularity up to date; return what came."""
+        followed = self.popularity.follow()
+        self.take_popularity()
+        return followed
+
+    def take_popularity(self) -> None:
+        """Take over what the store's popularity counts now."""
+        with self._taking:
+            counted, taken = self.popularity.counted(), self._taken
+            if taken is counted:
+                return
+            rows = counted.rows
+            if taken is not None and taken.era == counted.era:
+                rows = rows.take(slice(len(taken.rows), None))
+            else:
+                self._unknown = PopularityIndex(num_items=self.features.num_items)
+            item, place = self._item.indices(rows.item), self._place.indices(rows.place)
+            lumped = (item == UNKNOWN) | (place == UNKNOWN)
+            self._unknown = self._unknown.joined(item[lumped], rows.time_ms[lumped], place[lumped])
+            has_places = "place" in self.bundle.vocabularies
+            popularity = ModelPopularity(
+                counts=counted.index,
+                unknown=self._unknown,
+                item_code=self._item.codes(missing=0),
+                place_code=self._place.codes(missing=NO_PLACE) if has_places else None,
             )
-        return found.compacted()
-
-    def follow(self) -> list[Change]:
-        """Take later events into popularity; return all changes that were read.
-
-        A deletion has everything counted anew, so that nothing of the user is left in it.
-
-        Raises:
-            StreamTrimmed: a compaction took away what was not read yet; `start_again` then.
-        """
-        read: list[Change] = []
-        with self._following:
-            while changes := self.store.changes(self.followed, CHANGES_AT_ONCE):
-                events = [change for change in changes if change.kind == "event"]
-                if events:
-                    popularity = self.assembler.popularity.joined(
-                        self._item.indices(np.array([e.item for e in events], np.int64)),
-                        np.array([e.time_ms for e in events], np.int64),
-                        self._place.indices(np.array([e.place for e in events], np.int64)),
-                    )
-                    self.assembler = replace(self.assembler, popularity=popularity)
-                self.followed = changes[-1].sequence
-                read += changes
-            if any(change.kind == "deleted" for change in read):  # her events are gone: they cannot be taken off
-                self.assembler = replace(self.assembler, popularity=self._counted(self.followed))
-        return read
-
-    def start_again(self) -> None:
-        """Count popularity from all events."""
-        with self._following:
-            until = self.store.last_sequence()
-            self.assembler = replace(self.assembler, popularity=self._counted(until))
-            self.followed = until
+            self._asked = replace(self.plain, popularity=popularity)
+            self._taken = counted
 
     def history(self, stored: StoredHistory | None, seen: int | None = None) -> tuple[History, Past]:
         """Return one user's behaviours as rankers and the match index read them, cut by the bundle's view.
@@ -149,7 +168,7 @@ class LiveModel:
             seen:   how many of the oldest are read; None = all.
         """
         columns, fields = self.past_columns(stored, seen)
-        return self.assembler.history(offsets_of(np.array([len(columns["item"])])), columns, fields)
+        return self.plain.history(offsets_of(np.array([len(columns["item"])])), columns, fields)
 
     def past_columns(
         self, stored: StoredHistory | None, seen: int | None = None
@@ -209,7 +228,7 @@ class LiveModel:
         }
         if not told:
             return None
-        known = self.assembler.of_items(index)
+        known = self.plain.of_items(index)
         for n, record in told.items():
             levels = zip(self.features.categories, record.get("categories", ()), strict=False)
             for k, (level, name) in enumerate(levels):

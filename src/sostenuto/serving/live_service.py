@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sostenuto.schema.errors import BundleError, Conflict, NotFound, NotReady, RequestError, SostenutoError
+from sostenuto.schema.errors import BundleError, Conflict, NotFound, NotReady, RequestError, SostenutoError, StoreError
 from sostenuto.serving.bundle import open_bundle
 from sostenuto.serving.bundle_manifest import MANIFEST, VERSION_DIGITS, read_manifest
 from sostenuto.serving.control import Control, Wanted
 from sostenuto.serving.deployed import Deployed
+from sostenuto.serving.popularity import StorePopularity
 from sostenuto.serving.recommending.recommender import RecommendSettings
 from sostenuto.serving.scoring import Question, best_first, probabilities, served_by
 from sostenuto.serving.service import (
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ENCODE_S = 0.01  # what the encoder takes at once; popularity and deletions wait for it
 SHARES = 1 << 32  # of the hash that a canary's users are chosen by
 
 
@@ -82,8 +85,10 @@ class LiveService:
         self._wanted = Wanted()
         self._applying = threading.RLock()
         self._ended = threading.Event()
+        self._popularity = StorePopularity(store)
         self._codes = {kind: StoreNames(store, kind) for kind in store.layout.name_kinds}
         self._shadow = Shadow()
+        self._rankings = 0
         self.apply()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._thread.start()
@@ -132,6 +137,7 @@ class LiveService:
 
     def _answering(self, user_id: str, version: str) -> tuple[Deployed, Literal["main", "canary", "forced"]]:
         """Return who answers a user."""
+        self._rankings += 1
         if version:
             return self._named(version), "forced"
         traffic = self._wanted.traffic
@@ -150,7 +156,7 @@ class LiveService:
     def _current(self, deployed: Deployed) -> None:
         """Take later events into popularity, where every answer is to have them."""
         if not self.settings.follow_every_s:
-            deployed.follow()
+            self._follow_store()
 
     # -- users, events, items -------------------------------------------------------------------------------------
 
@@ -336,10 +342,12 @@ class LiveService:
             deployed = Deployed.of(
                 opened,
                 self.store,
+                popularity=self._popularity,
                 cache_bytes=self.settings.cache_bytes,
                 recommend=self.settings.recommend,
                 salt=self.control.salt(),
             )
+            deployed.model.take_popularity()  # counts before anybody asks
             self._names[version] = bundle
             self._deployed = {**self._deployed, version: deployed}
 
@@ -367,10 +375,13 @@ class LiveService:
             busy = 0
             try:
                 self.apply()
+                busy += self._follow_store()
+                leads = self.control.leads()
                 for deployed in list(self._deployed.values()):
-                    busy += deployed.follow()
-                    if self.settings.encode and self.control.encodes():
-                        busy += deployed.encoder.run_once()
+                    if self.settings.encode and leads:
+                        busy += self._encode(deployed)
+                if leads:
+                    self._popularity.keep()
             except SostenutoError as error:  # a store that is away comes back, or readiness says that it does not
                 log.warning("following the store: %s", error)
                 self._ended.wait(1.0)
@@ -379,6 +390,22 @@ class LiveService:
                 self._ended.wait(1.0)
             if not busy:
                 self._ended.wait(self.settings.follow_every_s or 0.05)
+
+    def _encode(self, deployed: Deployed) -> int:
+        """Refresh states for a moment; while rankings are asked for, it rests as long as it has worked."""
+        before, started = self._rankings, time.perf_counter()
+        done = deployed.encoder.run_once(ENCODE_S)
+        if done and self._rankings != before:
+            self._ended.wait(time.perf_counter() - started)
+        return done
+
+    def _follow_store(self) -> int:
+        """Take later changes into popularity, and let go of deleted users; return how many changes."""
+        followed = self._popularity.follow()
+        for deployed in list(self._deployed.values()):
+            deployed.forget(followed)
+            deployed.model.take_popularity()
+        return followed.changes
 
     def readiness(self) -> Readiness:
         """Say whether requests can be answered."""
@@ -453,6 +480,9 @@ class LiveService:
         self._thread.join()
         self._shadow.close()
         self._committer.close()
+        with contextlib.suppress(StoreError):  # the next start then reads a longer stream, or counts anew
+            if self.control.leads():
+                self._popularity.keep(ending=True)
         self.control.leave()
         self.store.close()
 

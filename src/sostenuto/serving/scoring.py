@@ -138,7 +138,7 @@ class Scorer:
                 logits = ranker.score(state.state, candidates, context).logits.numpy(force=True)
                 found.append(logits)
                 watch.lap("score")
-                if self.drift is not None:
+                if self.drift is not None and self.drift.is_due():
                     self.drift.observe(logits, numbers(self.model.features, candidates))
                     watch.lap("features")
         return np.concatenate(found).astype(np.float64) if found else np.zeros(0)

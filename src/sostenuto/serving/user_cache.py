@@ -62,7 +62,7 @@ class UserCache(Generic[T]):
             for user_id in [user_id for user_id, kept in self._kept.items() if kept.user in users]:
                 self._forget(user_id)
 
-    def forget_all(self) -> None:
+    def clear(self) -> None:
         """Take everybody out."""
         with self._lock:
             self._kept.clear()

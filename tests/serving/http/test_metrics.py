@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from tests.serving.http.running import ROOT
+from tests.serving.server_process import ROOT
 
 NOTE = """
 from sostenuto.serving.http.metrics import Metrics

@@ -22,7 +22,8 @@ RANK = {"user_id": "u1", "candidates": ["a", "b"]}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    limits = {"header_timeout_s": 1.0, "body_timeout_s": 1.0, "header_bytes": 8_192, "body_bytes": 100_000}
+    limits = {"header_timeout_s": 1.0, "body_timeout_s": 1.0, "header_bytes": 8_192, "body_bytes": 100_000,
+              "send_timeout_s": 1.0}  # fmt: skip
     with running(tmp_path_factory.mktemp("server"), limits=limits) as one:
         yield one
 
@@ -104,6 +105,68 @@ def test_headers_beyond_the_limit_end_the_connection(server):
     assert is_let_go(server, [begun, *(b"X-%d: %s\r\n" % (n, b"a" * 500) for n in range(20_000))])
 
 
+def test_headers_beyond_the_limit_are_told_so(server):
+    with server.connect() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"a" * 9_000 + b"\r\n\r\n")
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == 431
+
+
+def test_one_header_without_end_is_not_kept(server):
+    begun = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-A: "
+    assert is_let_go(server, [begun, *[b"a" * 4_096] * 20_000])
+    with server.connect() as connection:
+        connection.sendall(begun)
+        for _ in range(12):
+            time.sleep(0.02)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(b"a" * 4_096)
+        with contextlib.suppress(ConnectionResetError):  # what it had not read makes the end a reset, now and then
+            assert read_all(connection).startswith(b"HTTP/1.1 431")
+
+
+def answered_then(server, request, rest) -> bool:
+    """Send a request, take the answer, then send pieces; say whether the connection ended before the last one."""
+    with server.connect() as connection:
+        connection.sendall(request)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 ")
+        try:
+            for piece in rest:
+                time.sleep(0.1)
+                connection.sendall(piece)
+        except (BrokenPipeError, ConnectionResetError):
+            return True
+    return False
+
+
+def test_empty_lines_between_requests_hold_no_connection(server):
+    request = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert answered_then(server, request, [b"\r\n"] * 100)
+
+
+def test_a_body_that_nobody_reads_any_more_holds_no_connection(server):
+    request = b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 900\r\n\r\n"
+    assert answered_then(server, request, [b"x"] * 100)
+
+
+def test_who_takes_no_answers_is_let_go(server):
+    count = 400
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", server.port))
+        with server.client() as client:
+            size = len(client.get("/openapi.json").content)
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * count)
+        time.sleep(3)
+        taken = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(1 << 20):
+                taken += len(chunk)
+    assert taken < size * count
+
+
 def test_a_body_without_end_is_refused(server):
     chunk = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
     assert is_let_go(server, [POST + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 10_000])
@@ -125,7 +188,9 @@ def test_what_is_not_http_is_refused(server):
         with server.connect() as rude:
             rude.sendall(rubbish)
             rude.shutdown(socket.SHUT_WR)
-            assert re.match(rb"(HTTP/1\.1 4\d\d|$)", read_all(rude)), rubbish
+            answer = read_all(rude)
+            assert re.match(rb"(HTTP/1\.1 4\d\d|$)", answer), rubbish
+            assert not answer or json.loads(answer.partition(b"\r\n\r\n")[2])["status"] // 100 == 4
     with server.client() as client:
         assert client.get("/healthz").status_code == 200
 

@@ -153,6 +153,22 @@ struct MatchInputs {
   const int64_t* asked_stride;      // (levels,)
 };
 
+// One level of the indices of B users: what each has done with every key that she has met; letters as in features/match.py.
+struct MetLevel {
+  int64_t candidates;   // C
+  int64_t first_known;  // keys below it never match
+  int64_t width;        // floats from one row of the result to the next
+  double day_ms;
+  double rate[kHalfLives];  // of decay, per ms
+  const int64_t* offsets;   // (B + 1,) of the keys
+  const int64_t* key;       // (U,), rising inside a user
+  const int64_t* count;     // (U,)
+  const int64_t* last_ms;   // (U,)
+  const double* decayed;    // (U, kHalfLives) as they stood at last_ms
+  const int64_t* moment;    // (B,) time of the request, ms
+  const int64_t* length;    // (B,) behaviours of the user
+};
+
 // Recurrent states along jagged rows; letters as in ops/recurrence.py. Every candidate of a request goes through the
 // steps of that request in order.
 struct RecurrenceShape {
@@ -249,6 +265,9 @@ SOSTENUTO_EXPORT double sostenuto_square_sum(const float* values, int64_t count)
 // out (C, 5 levels + 2) is written, columns as in features/match.py; the return value is 0, or 1 or 2 when the offsets of
 // the behaviours or of the candidates do not rise from 0 to how many there are: then nothing is done.
 SOSTENUTO_EXPORT int64_t sostenuto_match(const MatchShape*, const MatchInputs*, float* out);
+// row (C,) in [0, B) and asked (C,) keys; of every row of out (C, width) the first 5 columns are written, as in
+// features/match.py.
+SOSTENUTO_EXPORT void sostenuto_met(const MetLevel*, const int64_t* row, const int64_t* asked, float* out);
 // values (rows,) rise inside every low .. high; position (count,) is written: the first of low .. high that is not below
 // bound, or high.
 SOSTENUTO_EXPORT void sostenuto_lower_bounds(const RowsShape*, const int64_t* values, const int64_t* bound,

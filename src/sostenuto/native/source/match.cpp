@@ -128,6 +128,27 @@ int64_t sostenuto_match(const MatchShape* shape, const MatchInputs* in, float* o
   return 0;
 }
 
+void sostenuto_met(const MetLevel* level, const int64_t* row, const int64_t* asked, float* out) {
+  for (int64_t c = 0; c < level->candidates; ++c) {
+    float* const to = out + c * level->width;
+    std::fill(to, to + kPerLevel, 0.0f);
+    const int64_t b = row[c];
+    const int64_t* const end = level->key + level->offsets[b + 1];
+    const int64_t* const found = std::lower_bound(level->key + level->offsets[b], end, asked[c]);
+    if (asked[c] < level->first_known || found == end || *found != asked[c]) continue;
+    const int64_t at = found - level->key;
+    const double age_ms = static_cast<double>(std::max<int64_t>(level->moment[b] - level->last_ms[at], 0));
+    const double count = static_cast<double>(level->count[at]);
+    to[0] = static_cast<float>(std::log1p(count));
+    for (int h = 0; h < kHalfLives; ++h) {
+      const double fade = std::exp(-age_ms * level->rate[h]);
+      to[1 + h] = static_cast<float>(std::log1p(level->decayed[at * kHalfLives + h] * fade));
+    }
+    to[1 + kHalfLives] = static_cast<float>(recency(age_ms, level->day_ms));
+    to[2 + kHalfLives] = static_cast<float>(count / std::max(static_cast<double>(level->length[b]), 1.0));
+  }
+}
+
 void sostenuto_lower_bounds(const RowsShape* shape, const int64_t* values, const int64_t* bound, const int64_t* low,
                             const int64_t* high, int64_t* position) {
   const int64_t nothing = 0;

@@ -138,7 +138,12 @@ class Edge:
                 call.status = message["status"]
             else:
                 call.sent_bytes += len(message.get("body", b""))
-            await send(message)
+            try:
+                await send(message)
+            except (OSError, RuntimeError) as error:
+                if isinstance(error, OSError) or "closed" in str(error):  # by uvloop, where asyncio says nothing
+                    raise ClientGone from error
+                raise
 
         try:
             await self._through(scope, call, receive, counted)

@@ -42,7 +42,7 @@ class Limits:
     header_timeout_s: float = 10.0  # from connecting to the end of the headers
     body_timeout_s: float = 10.0  # for the whole body
     request_timeout_s: float = 10.0  # from the body to the answer; a control request has ten times that
-    send_timeout_s: float = 30.0  # for a client to take a part of a streamed answer
+    send_timeout_s: float = 30.0  # for a client to take what it is sent
     keep_alive_s: int = 30  # an idle connection is kept
 
     def __post_init__(self) -> None:

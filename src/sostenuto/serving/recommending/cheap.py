@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sostenuto.features.match import DAY_MS
+from sostenuto.features.popularity import popularity_features
 
 if TYPE_CHECKING:
     from sostenuto.serving.recommending.source import Merged, Seeker
@@ -60,7 +61,7 @@ def cheap_columns(merged: Merged, seeker: Seeker) -> Array:
         columns[found, 1] = np.log1p(past.count[at])
         columns[found, 2] = 1.0 / (1.0 + np.maximum(seeker.time_ms - past.last_ms[at], 0) / DAY_MS)
     row = np.zeros(len(item), np.int64)
-    popular = seeker.popularity.features(item, row, np.array([seeker.time_ms]), np.array([seeker.place]))
+    popular = popularity_features(seeker.popularity, item, row, np.array([seeker.time_ms]), np.array([seeker.place]))
     columns[:, 3] = popular["popularity_28d"] / 10.0
     columns[:, 4] = popular["popularity_place"] / 10.0
     proposed = 1.0 / (1.0 + np.maximum(merged.rank, 0) / RANK_SCALE)

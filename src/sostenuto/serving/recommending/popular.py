@@ -14,12 +14,12 @@ from sostenuto.schema.features import FIRST_KNOWN
 from sostenuto.serving.recommending.source import Proposal, Seeker
 
 if TYPE_CHECKING:
-    from sostenuto.features.popularity import PopularityIndex
+    from sostenuto.features.popularity import Popularity
 
 Array = npt.NDArray[Any]
 
 REFRESH_MS = 3_600_000
-GROWTH = 1.02  # a log that has grown by more is counted anew
+GROWTH = 1.02  # a log that has grown by more is counted anew, and one of which something was deleted
 LISTS = 4_096  # kept in memory
 
 
@@ -45,12 +45,12 @@ class PopularSource:
 
     def propose(self, seeker: Seeker, budget: int) -> Proposal:
         """Return the head of the list of the place and hour."""
-        events = sum(len(level) for level in seeker.popularity.all.levels)
+        events = seeker.popularity.events
         place = seeker.place if seeker.place >= FIRST_KNOWN else 0
         key = (place, seeker.time_ms // REFRESH_MS)
         with self._lock:
             kept = self._kept.get(key)
-        if kept is None or events > kept[0] * GROWTH:
+        if kept is None or not kept[0] <= events <= kept[0] * GROWTH:
             kept = (events, self._counted(seeker.popularity, key[1] * REFRESH_MS, place))
             with self._lock:
                 self._kept[key] = kept
@@ -60,14 +60,14 @@ class PopularSource:
         most = min(budget, self._most)
         return Proposal(item=kept[1].item[:most], score=kept[1].score[:most])
 
-    def _counted(self, popularity: PopularityIndex, moment_ms: int, place: int) -> Proposal:
+    def _counted(self, popularity: Popularity, moment_ms: int, place: int) -> Proposal:
         moment = np.full(len(self._items), moment_ms)
         since = moment - WINDOW_MS
-        recent = popularity.by_item.count(self._items, moment, since)
-        total = popularity.all.count(np.zeros(1, np.int64), moment[:1], since[:1]) if len(moment) else np.ones(1)
+        _, recent = popularity.of_item(self._items, moment, since)
+        total = popularity.of_all(moment[:1], since[:1]) if len(moment) else np.ones(1)
         score = recent / max(float(total[0]), 1.0)
         if place:
-            here = popularity.by_pair.count(place * popularity.num_items + self._items, moment, since)
+            here = popularity.of_pair(np.full(len(moment), place), self._items, moment, since)
             score = here + self._prior * score
         return Proposal.best(self._items, score, self._most)
 

@@ -344,7 +344,7 @@ def sources_of(
     if bundle.together is not None:
         found.append(TogetherSource(table=bundle.together, items=allowed))
     if is_retriever(bundle.ranker):
-        found.append(SearchSource("vectors", bundle.ranker, model.assembler, items))
+        found.append(SearchSource("vectors", bundle.ranker, model.plain, items))
     for name, index in vectors.items():
         if name not in {s.name for s in found}:
             found.append(NearestSource(name=name, index=index))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from sostenuto.features.popularity import PopularityIndex
+    from sostenuto.features.popularity import Popularity
     from sostenuto.schema.histories import Context
     from sostenuto.serving.recommending.past import UserPast
 
@@ -24,7 +24,7 @@ class Seeker:
     past: UserPast  # strictly before the moment
     time_ms: int
     place: int  # index; 0 = none, 1 = one that the bundle does not know
-    popularity: PopularityIndex  # of all users
+    popularity: Popularity  # of all users
     state: Any = None  # the ranker's, one row; None where no ranker is at hand
     context: Context | None = None  # of one row
 

@@ -107,6 +107,7 @@ class LmdbFile:
         self._gate = _Gate()
         self._env: Environment | None = None
         self._lock: IO[bytes] | None = None
+        self._file: tuple[int, int] | None = None  # which file is open
         self.db: dict[str, Any] = {}
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -161,6 +162,7 @@ class LmdbFile:
                 metasync=True,
                 sync=True,
             )
+            self._file = self._there()
             env.reader_check()  # frees what killed readers held
             self._refuse_short_file(env)
             self.db = {
@@ -253,6 +255,8 @@ class LmdbFile:
         while True:
             self._gate.enter()
             try:
+                if write:
+                    self.check_there()
                 try:
                     txn = self.env.begin(write=write, buffers=True)
                 except self._lmdb.MapResizedError:
@@ -260,12 +264,29 @@ class LmdbFile:
                 else:
                     with txn:
                         yield txn
+                    if write:
+                        self.check_there()  # before anybody is told that it is durable
                     return
             except self._lmdb.Error as error:
                 raise self.told(error) from error
             finally:
                 self._gate.leave()
             self._resize(0)
+
+    def _there(self) -> tuple[int, int] | None:
+        try:
+            found = (self.folder / "data.mdb").stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def check_there(self) -> None:
+        """Refuse to go on when the file was removed or replaced: what is written into the open one would be lost."""
+        if self._there() != self._file:
+            raise StoreGone(
+                f"the store {self.folder} must stay where it is while it is open, it was removed or replaced; "
+                "put it back, or start anew"
+            )
 
     def _resize(self, size: int) -> None:
         with self._gate.alone():

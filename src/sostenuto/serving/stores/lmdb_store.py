@@ -11,6 +11,7 @@ Databases of the file, keys big-endian so that they sort as numbers do:
     user_fields  user code -> JSON                       states       model code, user code -> state
     items        item id -> revision, JSON               item_stream  item revision -> item id
     deleted      salted hash of a user id -> sequence
+    snapshots    name -> sequence, parts                name, sequence, part -> bytes
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import numpy.typing as npt
 from sostenuto.schema.errors import (
     StoreDamaged,
     StoreError,
+    StoreFull,
     StoreGone,
 )
 from sostenuto.schema.events import Event, check_id
@@ -62,6 +64,7 @@ from sostenuto.serving.stores.shared_steps import (
     check_empty,
     check_kind,
     check_layout,
+    check_snapshot_name,
     check_trimmed,
     cut_records,
     event_blocks,
@@ -79,6 +82,7 @@ from sostenuto.serving.stores.store import (
     Deletion,
     EventBlock,
     Head,
+    Snapshot,
     StoredHistory,
     StoredItem,
     StoredState,
@@ -98,10 +102,11 @@ MOST_BYTES = 64 * 2**30  # address space, not disk: the file has what was writte
 PAGE = 1_000  # users, names or changes of one transaction of a long walk
 DATABASES = (
     *("meta", "users", "user_ids", "codes", "names", "events", "ids", "stream", "cursors"),
-    *("user_fields", "states", "items", "item_stream", "deleted"),
+    *("user_fields", "states", "items", "item_stream", "deleted", "snapshots"),
 )
 ID = struct.Struct(f">{HASH_BYTES}sQ")
 STATE_KEY = struct.Struct(">II")
+SNAPSHOT = struct.Struct(">QI")  # sequence, number of parts; after a name and a zero byte: sequence, part
 MODEL = "model"  # kind of names for model versions, beside those of the layout
 
 
@@ -449,6 +454,7 @@ class LmdbStore:
 
     def last_sequence(self) -> int:
         """Return the newest sequence given."""
+        self._file.check_there()
         with self._reading() as txn:
             return int(self._get(txn, "sequence"))
 
@@ -490,6 +496,58 @@ class LmdbStore:
     def _cursors(self, txn: Transaction[memoryview]) -> dict[str, int]:
         with txn.cursor(self._db["cursors"]) as cursor:
             return {str(name, "utf-8"): int(NUMBER.unpack(at)[0]) for name, at in cursor.iternext()}
+
+    def put_snapshot(self, name: str, sequence: int, parts: Sequence[bytes]) -> bool:
+        """Keep what a consumer has made of the stream."""
+        check_snapshot_name(name)
+        key, db = name.encode(), self._db["snapshots"]
+        try:
+            for at, part in enumerate(parts):
+                with self._writing() as txn:
+                    if int(self._get(txn, "removed") or 0) > sequence:
+                        txn.abort()
+                        return False
+                    txn.put(key + b"\0" + SNAPSHOT.pack(sequence, at), part, db=db)
+            with self._writing() as txn:
+                there = [bytes(each) for each in self._snapshot_keys(txn, key)]
+                kept = {key + b"\0" + SNAPSHOT.pack(sequence, at) for at in range(len(parts))}
+                if int(self._get(txn, "removed") or 0) > sequence or not kept <= set(there):
+                    txn.abort()
+                    return False
+                for each in there:
+                    if each not in kept:
+                        txn.delete(each, db=db)
+                txn.put(key, SNAPSHOT.pack(sequence, len(parts)), db=db)
+        except StoreFull:
+            self._file.even_if_full(self._drop_snapshots)  # events need the room more
+            raise
+        return True
+
+    def _snapshot_keys(self, txn: Transaction[memoryview], key: bytes) -> Iterator[memoryview]:
+        """Yield the keys of the parts of a snapshot, those that are not in use among them."""
+        prefix = key + b"\0"
+        with txn.cursor(self._db["snapshots"]) as cursor:
+            if cursor.set_range(prefix):
+                for each in cursor.iternext(values=False):
+                    if each[: len(prefix)] != prefix:
+                        return
+                    yield each
+
+    def _drop_snapshots(self, txn: Transaction[memoryview]) -> None:
+        txn.drop(self._db["snapshots"], delete=False)
+
+    def snapshot(self, name: str) -> Snapshot | None:
+        """Return what a consumer has kept."""
+        check_snapshot_name(name)
+        key, db = name.encode(), self._db["snapshots"]
+        with self._reading() as txn:
+            packed = txn.get(key, db=db)
+            if packed is None or len(packed) != SNAPSHOT.size:
+                return None
+            sequence, count = SNAPSHOT.unpack(packed)
+            parts = [txn.get(key + b"\0" + SNAPSHOT.pack(sequence, at), db=db) for at in range(count)]
+            whole = [bytes(part) for part in parts if part is not None]
+            return Snapshot(sequence=sequence, parts=whole) if len(whole) == count else None
 
     # items
 
@@ -622,9 +680,11 @@ class LmdbStore:
         return self._file.even_if_full(step)
 
     def _mark(self, txn: Transaction[memoryview], kind: int, user: int) -> int:
-        """Give a sequence to a change that is no event."""
+        """Give a sequence to a change that takes something away; no snapshot may hold it any longer."""
         sequence = int(self._get(txn, "sequence")) + 1
         self._put(txn, "sequence", sequence)
+        self._put(txn, "removed", sequence)
+        self._drop_snapshots(txn)
         txn.put(NUMBER.pack(sequence), CHANGE.pack(kind, user, 0, 0, 0, 0), append=True, db=self._db["stream"])
         return sequence
 

@@ -56,8 +56,11 @@ end
 local function add_change(kind, h, time, item, action, place, sequence)
   redis.call('ZADD', STREAM, sequence, struct.pack('>I8BI4i8I4I4I4', sequence, kind, h.user, time, item, action, place))
 end
+local function removed() return tonumber(redis.call('HGET', META, 'removed')) or 0 end
 local function mark(kind, h)
   local sequence = redis.call('HINCRBY', META, 'sequence', 1)
+  redis.call('HSET', META, 'removed', sequence)
+  redis.call('UNLINK', P .. 'snapshots')
   add_change(kind, h, 0, 0, 0, 0, sequence)
   return sequence
 end
@@ -332,6 +335,32 @@ if last > number('trimmed') then redis.call('HSET', META, 'trimmed', last) end
 return #found
 """
 
+# ARGV: name, sequence, part, bytes. Fields: `name sequence part` -> bytes, `name` -> `sequence parts`
+_PUT_PART = """#!lua
+$shared
+if removed() > tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', P .. 'snapshots', ARGV[1] .. ' ' .. ARGV[2] .. ' ' .. ARGV[3], ARGV[4])
+return 1
+"""
+
+# ARGV: name, sequence, number of parts
+_PUT_SNAPSHOT = """#!lua
+$shared
+local key, name = P .. 'snapshots', ARGV[1]
+if removed() > tonumber(ARGV[2]) then return 0 end
+local kept = {[name] = true}
+for part = 0, tonumber(ARGV[3]) - 1 do
+  local field = name .. ' ' .. ARGV[2] .. ' ' .. part
+  if redis.call('HEXISTS', key, field) == 0 then return 0 end
+  kept[field] = true
+end
+for _, field in ipairs(redis.call('HKEYS', key)) do
+  if string.sub(field, 1, #name + 1) == name .. ' ' and not kept[field] then redis.call('HDEL', key, field) end
+end
+redis.call('HSET', key, name, ARGV[2] .. ' ' .. ARGV[3])
+return 1
+"""
+
 # ARGV: layout as JSON or '', salt, format. Answers what meta holds
 _OPEN = """#!lua
 $shared
@@ -367,6 +396,8 @@ _SOURCES = {
     "delete_user": _DELETE_USER,
     "compact_user": _COMPACT_USER,
     "trim": _TRIM,
+    "put_part": _PUT_PART,
+    "put_snapshot": _PUT_SNAPSHOT,
 }
 
 

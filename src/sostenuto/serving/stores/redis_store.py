@@ -9,6 +9,7 @@ Keys below one prefix. No key is made of what came from outside: ids are fields 
     stream        sorted set: change by sequence        cursors       hash: name -> sequence
     items         hash: item id -> revision, JSON       item_stream   sorted set: item id by revision
     s:<model>     hash: user code -> state              deleted       hash: salted hash of a user id -> sequence
+    snapshots     hash: name -> sequence, parts; name, sequence, part -> bytes
 
 A history is one string, because one string is what Redis and its client hand over fastest: an event that comes in order
 is appended to it, a late one moves what stands behind it. Everything that changes more than one key is one script.
@@ -63,6 +64,7 @@ from sostenuto.serving.stores.shared_steps import (
     check_empty,
     check_kind,
     check_layout,
+    check_snapshot_name,
     check_trimmed,
     cut_records,
     event_blocks,
@@ -76,6 +78,7 @@ from sostenuto.serving.stores.store import (
     Deletion,
     EventBlock,
     Head,
+    Snapshot,
     StoredHistory,
     StoredItem,
     StoredState,
@@ -441,6 +444,35 @@ class RedisStore:
         """Forget a consumer."""
         check_id("cursor", name)
         self._run(lambda server: server.hdel(self._key("cursors"), name))
+
+    def put_snapshot(self, name: str, sequence: int, parts: Sequence[bytes]) -> bool:
+        """Keep what a consumer has made of the stream."""
+        check_snapshot_name(name)
+        try:
+            for at, part in enumerate(parts):
+                if not self._script("put_part", name, sequence, at, part):
+                    return False
+            return bool(self._script("put_snapshot", name, sequence, len(parts)))
+        except StoreFull:
+            self._run(lambda server: server.unlink(self._key("snapshots")))  # events need the room more
+            raise
+
+    def snapshot(self, name: str) -> Snapshot | None:
+        """Return what a consumer has kept."""
+        check_snapshot_name(name)
+        key = self._key("snapshots")
+        found = self._run(lambda server: server.hget(key, name))
+        said = re.fullmatch(rb"(\d{1,19}) (\d{1,9})", found or b"")
+        if said is None:
+            return None
+        sequence, count = int(said[1]), int(said[2])
+        parts = []
+        for at in range(count):
+            part = self._run(lambda server, at=at: server.hget(key, f"{name} {sequence} {at}"))  # type: ignore[misc]
+            if part is None:  # taken away meanwhile
+                return None
+            parts.append(part)
+        return Snapshot(sequence=sequence, parts=parts)
 
     # items
 

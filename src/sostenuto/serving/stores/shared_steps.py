@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 ITEM_PAGE = 1_000
+SNAPSHOT_NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
 def may_drop(head: Head, policy: CompactionPolicy, now_ms: int) -> bool:
@@ -113,6 +115,12 @@ def check_kind(layout: RecordLayout, kind: str) -> None:
         )
 
 
+def check_snapshot_name(name: str) -> None:
+    """Refuse what does not stand alone in a key."""
+    if not SNAPSHOT_NAME.fullmatch(name):
+        raise SpecError(f"name of a snapshot must be of small letters, digits, '-' and '_', got {name!r}; rename it")
+
+
 def check_layout(there: RecordLayout, wanted: RecordLayout | None, where: str) -> None:
     """Refuse a store that lacks fields that are asked for."""
     missing = [field for field in wanted.fields if field not in there.fields] if wanted is not None else []
@@ -148,6 +156,7 @@ __all__ = [
     "check_empty",
     "check_kind",
     "check_layout",
+    "check_snapshot_name",
     "check_trimmed",
     "cut_records",
     "event_blocks",

@@ -160,6 +160,14 @@ class StoredItem:
     fields: Mapping[str, Any]  # JSON-like
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """What a consumer of the stream has made of it, so that it need not read everything again."""
+
+    sequence: int  # of the last change that is in it
+    parts: Sequence[bytes]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StoredUser:
     """Everything of one user that a backup holds."""
@@ -329,6 +337,19 @@ class Store(Protocol):
     def drop_cursor(self, name: str) -> None:
         """Forget a consumer."""
 
+    def put_snapshot(self, name: str, sequence: int, parts: Sequence[bytes]) -> bool:
+        """Keep what a consumer has made of all changes up to a sequence, in place of what it kept before.
+
+        Deleting a user and dropping events take all snapshots away, for they may hold what is to go. So nothing of it
+        needs to be looked for in them. Each part (some MB at most) is a transaction; readers see all parts or none.
+
+        Returns:
+            Whether it was kept. It is not when something was taken away after `sequence`.
+        """
+
+    def snapshot(self, name: str) -> Snapshot | None:
+        """Return what a consumer has kept, None where there is nothing or it is not whole."""
+
     def users(self) -> Iterator[str]:
         """Yield user ids by code, in pages: users that come or go meanwhile may or may not be among them."""
 
@@ -412,6 +433,7 @@ __all__ = [
     "Deletion",
     "EventBlock",
     "Head",
+    "Snapshot",
     "Store",
     "StoreStats",
     "StoreSummary",
