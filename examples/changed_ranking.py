@@ -100,8 +100,10 @@ def main() -> None:
         (folder / "store").mkdir()
         with lmdb.open(str(given.store), create=False, readonly=True) as store:
             store.copy(str(folder / "store"))  # whole, even while a server writes into it
+        settings = folder / "settings.toml"
+        settings.write_text("[service]\nfollow_every_s = 0.0\n")  # every ranking waits for popularity: always the same
         command = [sys.executable, "-m", "sostenuto", "serve", str(given.bundle), "--store", str(folder / "store"),
-                   "--port", str(port)]  # fmt: skip
+                   "--settings", str(settings), "--port", str(port)]  # fmt: skip
         with log.open("wb") as output:
             server = subprocess.Popen(command, stdout=output, stderr=output)
         try:

@@ -94,7 +94,7 @@ class Drift:
 
     def is_due(self) -> bool:
         """Say whether a ranking is to be observed: some twenty a second tell enough, and each costs."""
-        return time.monotonic() - self._observed_s >= EVERY_S
+        return self._seen < LEAST or time.monotonic() - self._observed_s >= EVERY_S
 
     def observe(self, logits: Array, values: Array) -> None:
         """Take (N,) logits and (N, F) numbers in, F as in the reference."""
