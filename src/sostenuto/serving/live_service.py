@@ -292,7 +292,7 @@ class LiveService:
 
     def unload_model(self, version: str) -> None:
         """Forget a model and its states, in all processes."""
-        self._named(version)
+        encoder = self._named(version).encoder
 
         def without(wanted: Wanted) -> Wanted:
             if _roles(version, wanted):
@@ -301,6 +301,7 @@ class LiveService:
 
         self._change(without)
         self.store.drop_states(version)
+        self.store.drop_cursor(encoder.name)  # or the stream would be kept for it for ever
 
     def set_traffic(self, traffic: Traffic) -> Models:
         """Say who answers, in all processes; requests under way end with the model they began with."""
