@@ -23,6 +23,7 @@ from sostenuto.serving.bundle import open_bundle
 from sostenuto.serving.deployed import Deployed
 from sostenuto.serving.exporting import export_bundle
 from sostenuto.serving.live_service import LiveService, ServiceSettings, share_of
+from sostenuto.serving.popularity import Followed
 from sostenuto.serving.service import ExplainRequest, ItemRecord, RankRequest, RecommendRequest, Traffic
 from sostenuto.serving.stores.layout import RecordLayout
 from sostenuto.serving.stores.opening import open_store
@@ -112,6 +113,56 @@ def test_an_event_changes_the_next_ranking_and_a_deletion_takes_it_back(service,
     assert again.order == cold.order
     assert service.timeline(USER, limit=10) is None
     assert list(service.export_user(USER)) == []
+
+
+def caches(service: LiveService, version: str) -> list[Any]:
+    deployed = service._deployed[version]
+    return [deployed.states.cache, deployed.recommender.pasts.cache]
+
+
+def test_a_deleted_user_leaves_the_memory_of_all_models_and_processes(service, data, monkeypatch):
+    versions = serving(service, "sdim", "sdim-again")
+    other = "household-9"
+
+    def ask() -> None:
+        for version in versions:
+            for user in (USER, other):
+                service.rank(asked(data, user_id=user, model=version))
+                service.recommend(RecommendRequest(request_id="r", user_id=user, time_ms=NOW_MS, k=3, model=version))
+
+    ask()
+    with monkeypatch.context() as alone:  # the stream may come later
+        alone.setattr(service._popularity, "follow", Followed)
+        assert all(cache.get(USER) is not None for version in versions for cache in caches(service, version))
+        service.delete_user(USER)
+        assert all(cache.get(USER) is None for version in versions for cache in caches(service, version))
+        assert all(cache.get(other) is not None for version in versions for cache in caches(service, version))
+    ask()
+    service.store.delete_user(other)  # as another process would
+    service._follow_store()
+    assert all(cache.get(other) is None for version in versions for cache in caches(service, version))
+
+
+def test_when_the_stream_no_longer_tells_who_was_deleted_all_are_let_go(service, data):
+    (version,) = serving(service, "sdim")
+    service.rank(asked(data))
+    (states, _) = caches(service, version)
+    assert len(states)
+    service._deployed[version].forget(Followed(changes=1, anew=True))
+    assert (len(states), states.num_bytes) == (0, 0)
+
+
+def test_an_unloaded_model_leaves_no_states_and_holds_no_changes_back(service, data):
+    main, other = serving(service, "sdim", "sdim-again")
+    service.rank(asked(data, model=other))
+    until = time.monotonic() + 60
+    while service.store.cursor(f"states-{other}") < service.store.last_sequence():  # the encoder has caught up
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    service.unload_model(other)
+    assert service.store.state(other, USER) is None
+    assert f"states-{other}" not in service.store.stats().cursors
+    assert f"states-{main}" in service.store.stats().cursors
 
 
 def test_a_ranking_at_a_moment_sees_nothing_of_it_or_after_it(service, data):
