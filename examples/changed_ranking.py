@@ -20,6 +20,8 @@ import urllib.request
 from pathlib import Path
 
 HOUR_MS = 3_600_000
+# popularity otherwise follows some hundredths of a second behind, and the ranking after the event would hang on luck
+SETTINGS = "[service]\nfollow_every_s = 0\nencode = false\n"
 PATIENCE_S = 180  # for the server to be ready: it reads every event of the store once
 END_S = 60  # for the server to end
 
@@ -98,12 +100,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="changed-ranking-", dir=given.store.parent) as name:
         folder, log = Path(name), Path(name) / "server.log"
         (folder / "store").mkdir()
+        (folder / "server.toml").write_text(SETTINGS)
         with lmdb.open(str(given.store), create=False, readonly=True) as store:
             store.copy(str(folder / "store"))  # whole, even while a server writes into it
-        settings = folder / "settings.toml"
-        settings.write_text("[service]\nfollow_every_s = 0.0\n")  # every ranking waits for popularity: always the same
         command = [sys.executable, "-m", "sostenuto", "serve", str(given.bundle), "--store", str(folder / "store"),
-                   "--settings", str(settings), "--port", str(port)]  # fmt: skip
+                   "--port", str(port), "--settings", str(folder / "server.toml")]  # fmt: skip
         with log.open("wb") as output:
             server = subprocess.Popen(command, stdout=output, stderr=output)
         try:
