@@ -75,7 +75,7 @@ def _wait_until_ready(server: Running) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
-            raise AssertionError(server.errors.read_text())
+            raise AssertionError(f"it ended with {server.process.returncode}: {server.errors.read_text()}")
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(server.url + "/readyz", timeout=5).status_code == 200:
                 return
