@@ -19,7 +19,7 @@ import pytest
 from tests.serving.live_server import OverHTTP, live_server
 from tests.serving.server_process import ROOT, Running
 from tests.serving.small_bundles import exported, trained_on, write_whole
-from tests.serving.stores.redis_server import start_redis
+from tests.serving.stores.redis_server import place_of
 
 from sostenuto.data.prepared import PreparedData
 from sostenuto.serving.bundle import open_bundle
@@ -49,12 +49,8 @@ def bundles(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(params=["lmdb", "redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "lmdb":
-        yield f"lmdb:{tmp_path / 'store'}"
-        return
-    redis = start_redis(tmp_path / "redis")
-    yield redis.url()
-    redis.end()
+    with place_of(request.param, tmp_path) as place:
+        yield place
 
 
 class Stream:

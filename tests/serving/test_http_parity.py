@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.serving.live_server import OverHTTP, live_server
 from tests.serving.small_bundles import VIEW, exported, write_whole
-from tests.serving.stores.redis_server import start_redis
+from tests.serving.stores.redis_server import place_of
 
 from sostenuto.features.collation import Collator
 from sostenuto.serving.parity import TOLERANCE, Offline, replay
@@ -22,12 +22,8 @@ MODELS = ("repeat", "din", "sdim", "dfgr", "muse")
 
 @pytest.fixture(params=["lmdb", pytest.param("redis", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "lmdb":
-        yield f"lmdb:{tmp_path / 'store'}"
-        return
-    redis = start_redis(tmp_path / "redis")
-    yield redis.url()
-    redis.end()
+    with place_of(request.param, tmp_path) as place:
+        yield place
 
 
 def test_a_log_played_through_http_is_scored_as_offline(store, tmp_path):

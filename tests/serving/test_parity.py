@@ -34,7 +34,7 @@ class InProcess:
         self.origins: list[str] = []
 
     def score(self, question: Question, model: str) -> Sequence[float]:
-        self.deployed.follow()
+        self.deployed.forget(self.deployed.model.follow())
         found = self.deployed.scorer.scores(question)
         self.origins.append(found.origin)
         return found.logits.tolist()

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from tests.serving.small_bundles import exported, write_whole
-from tests.serving.stores.redis_server import start_redis
+from tests.serving.stores.redis_server import place_of
 
 from sostenuto.features.popularity import PopularityIndex, popularity_features
 from sostenuto.schema.errors import StoreFull, StreamTrimmed
@@ -34,12 +34,8 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(params=["lmdb", "redis"])
 def location(request, tmp_path):
-    if request.param == "lmdb":
-        yield f"lmdb:{tmp_path / 'store'}"
-        return
-    redis = start_redis(tmp_path / "redis")
-    yield redis.url()
-    redis.end()
+    with place_of(request.param, tmp_path) as place:
+        yield place
 
 
 @pytest.fixture

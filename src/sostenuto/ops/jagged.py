@@ -33,7 +33,7 @@ def offsets_to_lengths(offsets: Tensor) -> Tensor:
 def row_index(offsets: Tensor) -> Tensor:
     """Return (N,) int64, the row of every value."""
     if offsets.shape[0] == 2:  # one row, as in every ranking that is served
-        return offsets.new_zeros(int(offsets[1]))
+        return torch.zeros(int(offsets[1] - offsets[0]), dtype=torch.int64, device=offsets.device)
     rows = torch.arange(offsets.shape[0] - 1, device=offsets.device)
     return torch.repeat_interleave(rows, offsets_to_lengths(offsets))
 

@@ -72,12 +72,6 @@ class Deployed:
         """Of the bundle."""
         return self.model.bundle.version
 
-    def follow(self) -> int:
-        """Take later events into popularity and forget the states of deleted users; return how many changes."""
-        followed = self.model.follow()
-        self.forget(followed)
-        return followed.changes
-
     def forget(self, followed: Followed) -> None:
         """Let go of what is in memory of users of whom a look at the stream has told that they were deleted."""
         for cache in (self.states.cache, self.recommender.pasts.cache):

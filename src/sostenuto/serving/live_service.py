@@ -106,7 +106,7 @@ class LiveService:
             candidate_fields=request.candidate_fields,
             context=request.context,
         )
-        self._current(deployed)
+        self._current()
         found = deployed.scorer.scores(question)
         traffic = self._wanted.traffic
         if traffic is not None and traffic.shadow in self._deployed and arm != "forced":
@@ -126,13 +126,13 @@ class LiveService:
     def recommend(self, request: RecommendRequest) -> RecommendAnswer:
         """Find, rank and arrange candidates; see `RankingService.recommend`."""
         deployed, arm = self._answering(request.user_id, request.model)
-        self._current(deployed)
+        self._current()
         return deployed.recommender.recommend(request, arm=arm)
 
     def explain(self, request: ExplainRequest) -> ExplainAnswer:
         """Name the behaviours that carry scores; see `RankingService.explain`."""
         deployed, arm = self._answering(request.user_id, request.model)
-        self._current(deployed)
+        self._current()
         return deployed.explainer.explain(request, arm=arm)
 
     def _answering(self, user_id: str, version: str) -> tuple[Deployed, Literal["main", "canary", "forced"]]:
@@ -153,7 +153,7 @@ class LiveService:
             raise NotFound("model must be the version of a loaded model; GET /v1/models lists them")
         return found
 
-    def _current(self, deployed: Deployed) -> None:
+    def _current(self) -> None:
         """Take later events into popularity, where every answer is to have them."""
         if not self.settings.follow_every_s:
             self._follow_store()

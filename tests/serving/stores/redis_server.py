@@ -1,9 +1,11 @@
 """A redis-server of a test's own: in a folder of its own, on a unix socket, ended by its process."""
 
+import contextlib
 import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,19 @@ class RedisServer:
             except subprocess.TimeoutExpired:
                 self.kill()
         shutil.rmtree(self.socket.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def place_of(kind: str, folder: Path) -> Iterator[str]:
+    """Give the location of a store, lmdb or redis, below a folder; a server of redis ends with the block."""
+    if kind == "lmdb":
+        yield f"lmdb:{folder / 'store'}"
+        return
+    redis = start_redis(folder / "redis")
+    try:
+        yield redis.url()
+    finally:
+        redis.end()
 
 
 def start_redis(folder: Path, *options: str) -> RedisServer:
