@@ -115,10 +115,9 @@ class MeanPool(nn.Module):
         mean = (state.total / state.length.clamp(min=1)[:, None]).to(target.dtype)[row]
         length = torch.log1p(state.length.to(target.dtype))[row, None] / 10.0  # a tenth: 100,000 behaviours give 1.15
         pooled = self.embedding_dropout(torch.cat([target, target * mean], 1))
-        numbers = self.requests(self.items, state.taste, candidates, context)
-        logits: Tensor = self.tower(torch.cat([pooled, length, numbers], 1)).squeeze(1)
-        if self.wide is not None:
-            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
+        logits = self.requests.logits(
+            self.tower, self.wide, [pooled, length], self.items, state.taste, candidates, context
+        )
         return RankerOutput(logits=logits)
 
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:

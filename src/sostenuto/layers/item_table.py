@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sostenuto.layers.embedding import ItemEmbedding
+from sostenuto.layers.kept import Kept
 from sostenuto.schema.histories import Candidates, Catalogue
 
 ITEMS_AT_ONCE = 16_384  # bounds memory while a table is filled
@@ -43,23 +44,15 @@ class _Filled:
 
     catalogue: Catalogue
     columns: Mapping[str, Tensor]  # (I, width) each
-    sources: tuple[Tensor, ...]
-    stamp: tuple[tuple[int, int], ...]  # of the sources when the table was filled
 
 
-class ItemTable(nn.Module):
+class ItemTable(Kept[_Filled]):
     """Named columns of one row per item, for scoring without gradients.
 
     It is empty until `fill`, and `rows` then answers None: the caller computes. The same holds while a gradient is
-    wanted, for items beyond the catalogue, and for candidates whose category or fields are not those of the catalogue.
-    Whatever may change a parameter empties it: training mode, loading, moving to another device or type, and changes
-    in place, which the tensors' version counters tell (tensors made in inference mode have none, and are not watched).
-    It is no part of a state dict.
+    wanted, for items beyond the catalogue, for candidates whose category or fields are not those of the catalogue, and
+    once a parameter may have changed (`Kept`).
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._filled: _Filled | None = None
 
     @torch.no_grad()
     def fill(
@@ -87,8 +80,7 @@ class ItemTable(nn.Module):
             self.empty()
             return 0
         columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        held = tuple(sources)
-        self._filled = _Filled(catalogue=catalogue, columns=columns, sources=held, stamp=_stamp(held))
+        self.hold(_Filled(catalogue=catalogue, columns=columns), sources)
         return self.num_bytes
 
     def keep(
@@ -127,17 +119,13 @@ class ItemTable(nn.Module):
             return kept
         return (make or target_columns(items))(candidates.item, candidates.category, candidates.fields, version)
 
-    def empty(self) -> None:
-        """Forget every row."""
-        self._filled = None
-
     @property
     def num_bytes(self) -> int:
         """Bytes of the rows, and of the catalogue that they are of."""
-        if self._filled is None:
+        if self._held is None:
             return 0
-        about = self._filled.catalogue
-        tensors = [*self._filled.columns.values(), about.category, *about.fields.values()]
+        filled = self._held[0]
+        tensors = [*filled.columns.values(), filled.catalogue.category, *filled.catalogue.fields.values()]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def columns(self) -> Mapping[str, Tensor] | None:
@@ -145,20 +133,15 @@ class ItemTable(nn.Module):
 
         For columns that the item's number decides alone: what the catalogue says is not compared with anything.
         """
-        filled = self._filled
-        if filled is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        if filled.stamp != _stamp(filled.sources):
-            self.empty()
-            return None
-        return filled.columns
+        filled = self.held()
+        return None if filled is None else filled.columns
 
     def rows(self, candidates: Candidates) -> dict[str, Tensor] | None:
         """Return the (N, width) columns of N candidates, or None where they must be computed."""
-        columns, item = self.columns(), candidates.item
-        if columns is None or self._filled is None or not item.numel():
+        filled, item = self.held(), candidates.item
+        if filled is None or not item.numel():
             return None
-        about = self._filled.catalogue
+        about = filled.catalogue
         if int(item.max()) >= about.num_items:
             return None
         levels = about.category.shape[1]
@@ -168,26 +151,7 @@ class ItemTable(nn.Module):
             _equal(column.index_select(0, item), candidates.fields[name]) for name, column in about.fields.items()
         ):
             return None
-        return {name: column.index_select(0, item) for name, column in columns.items()}
-
-    def train(self, mode: bool = True) -> Self:
-        """Empty the table in training mode."""
-        if mode:
-            self.empty()
-        return super().train(mode)
-
-    def _apply(self, *given: Any, **named: Any) -> Self:
-        self.empty()
-        moved: Self = super()._apply(*given, **named)  # type: ignore[no-untyped-call]
-        return moved
-
-    def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
-        self.empty()
-        super()._load_from_state_dict(*given, **named)
-
-
-def _stamp(sources: tuple[Tensor, ...]) -> tuple[tuple[int, int], ...]:
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in sources)
+        return {name: column.index_select(0, item) for name, column in filled.columns.items()}
 
 
 def _equal(kept: Tensor, given: Tensor) -> bool:

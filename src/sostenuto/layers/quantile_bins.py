@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sostenuto.ops.binned_product import bin_shares
 from sostenuto.schema.errors import SpecError
 
 
@@ -47,8 +48,7 @@ class QuantileBins(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (N, dim * K) in [0, 1]; a bin without width is a step just above its knot."""
-        share = (values[:, :, None] - self.low) / self.width.clamp(min=1e-6)
-        return share.clamp(0.0, 1.0).flatten(1)
+        return bin_shares(values, self.low, self.width)
 
 
 __all__ = ["QuantileBins"]

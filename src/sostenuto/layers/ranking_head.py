@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.embedding import ItemEmbedding, TimedVectors
@@ -73,10 +72,7 @@ class RankingHead(nn.Module):
         token = self.norm(token)
         if self.requests is None:
             return RankerOutput(logits=self.tower(token).squeeze(1))
-        numbers = self.requests(items, taste, candidates, context)
-        logits = self.tower(torch.cat([token, numbers], 1)).squeeze(1)
-        if self.wide is not None:
-            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
+        logits = self.requests.logits(self.tower, self.wide, [token], items, taste, candidates, context)
         return RankerOutput(logits=logits)
 
 

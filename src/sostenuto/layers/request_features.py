@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.embedding import DEFAULT_STD, FieldEncoder, ItemEmbedding, TimedVectors
 from sostenuto.layers.encoded_history import DistinctItems
+from sostenuto.layers.kept import Kept
 from sostenuto.layers.quantile_bins import QuantileBins
 from sostenuto.layers.running_scale import RunningScale
 from sostenuto.layers.taste import Taste, TasteState
+from sostenuto.layers.tower import Tower
+from sostenuto.ops.backend import is_usable
+from sostenuto.ops.binned_product import BinnedWeights, binned_product, binned_weights
 from sostenuto.ops.table_rows import spread_rows
 from sostenuto.schema.features import FeatureSpec
 from sostenuto.schema.histories import Candidates, Context, History, RequestBatch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Folded:
+    """The first layer of a tower, and its wide path as one more unit, apart for the bins and for all else."""
+
+    rest: Tensor  # (in - K * B, H)
+    bins: BinnedWeights
 
 
 class RequestFeatures(nn.Module):
@@ -50,6 +63,7 @@ class RequestFeatures(nn.Module):
         columns = self.num_match + self.candidate_numbers.out_dim + agreements
         self.scale = RunningScale(columns)
         self.bins = QuantileBins(columns, bins) if bins and columns else None
+        self._folded: Kept[_Folded] = Kept()
         self.num_numbers = columns + (self.bins.out_dim if self.bins is not None else 0)
         self.out_dim = self.num_numbers + self.candidate_kinds.out_dim + self.context.out_dim
 
@@ -114,19 +128,84 @@ class RequestFeatures(nn.Module):
         self, items: ItemEmbedding, state: TasteState | None, candidates: Candidates, context: Context
     ) -> Tensor:
         """Return (N, out_dim)."""
-        num = candidates.item.shape[0]
         parts = []
         if self.num_numbers:
             columns = self._columns(items, state, candidates)
             parts.append(self.scale(columns))
             if self.bins is not None:
                 parts.append(self.bins(columns))
+        parts += self._kinds(candidates, context)
+        return torch.cat(parts, 1) if parts else torch.zeros(len(candidates.item), 0, device=candidates.item.device)
+
+    def _kinds(self, candidates: Candidates, context: Context) -> list[Tensor]:
+        """Return what stands behind the numbers."""
+        parts = []
         if self.candidate_kinds.out_dim:
-            parts.append(self.candidate_kinds(candidates.fields, num))
+            parts.append(self.candidate_kinds(candidates.fields, candidates.item.shape[0]))
         if self.context.out_dim:
             per_request = self.context(context.fields, context.time_ms.shape[0])
             parts.append(per_request[candidates.row])
-        return torch.cat(parts, 1) if parts else torch.zeros(num, 0, device=candidates.item.device)
+        return parts
+
+    def logits(
+        self,
+        tower: Tower,
+        wide: nn.Linear | None,
+        parts: Sequence[Tensor],
+        items: ItemEmbedding,
+        state: TasteState | None,
+        candidates: Candidates,
+        context: Context,
+    ) -> Tensor:
+        """Return (N,) logits: a tower over `parts` and the whole vector side by side, and a wide path.
+
+        Without gradients the bins are never made where there is a compiled twin: they go into the tower's first layer
+        in one step.
+
+        Args:
+            tower: of one output.
+            wide: a linear map without bias of the `num_numbers` numbers, whose output is added; None without.
+            parts: (N, width) each.
+            items, state, candidates, context: as in `forward`.
+        """
+        folded = self._fold(tower, wide)
+        if folded is not None:
+            columns = self._columns(items, state, candidates)
+            plain = torch.cat([*parts, self.scale(columns), *self._kinds(candidates, context)], 1)
+            hidden = torch.addmm(binned_product(columns, folded.bins), plain, folded.rest)
+            if wide is None:
+                return tower.after_first(hidden).squeeze(1)
+            return tower.after_first(hidden[:, :-1]).squeeze(1) + hidden[:, -1]
+        numbers = self(items, state, candidates, context)
+        logits: Tensor = tower(torch.cat([*parts, numbers], 1)).squeeze(1)
+        return logits if wide is None else logits + wide(numbers[:, : self.num_numbers]).squeeze(1)
+
+    def _fold(self, tower: Tower, wide: nn.Linear | None) -> _Folded | None:
+        """Return the tower's first layer and the wide path as one matrix; None where the plain form is to be used."""
+        first = tower.first
+        if self.bins is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        if not is_usable(first.weight) or torch.is_autocast_enabled("cpu"):
+            return None
+        if (kept := self._folded.held()) is not None:
+            return kept
+        before = first.in_features - self.out_dim
+        columns, binned = self.bins.dim, self.bins.out_dim
+        weight: Tensor = first.weight
+        bias: Tensor = first.bias
+        if wide is not None:  # one more unit, that reads the numbers alone
+            row = weight.new_zeros(1, weight.shape[1])
+            row[:, before : before + self.num_numbers] = wide.weight
+            weight, bias = torch.cat([weight, row]), torch.cat([bias, bias.new_zeros(1)])
+        sizes = [before + columns, binned, self.out_dim - columns - binned]
+        head, middle, tail = torch.split(weight, sizes, 1)
+        bins = binned_weights(self.bins.low, self.bins.width, middle.T, bias)
+        if bins is None:
+            return None
+        folded = _Folded(rest=torch.cat([head, tail], 1).T.contiguous(), bins=bins)
+        sources = [first.weight, first.bias, self.bins.low, self.bins.width]
+        self._folded.hold(folded, sources if wide is None else [*sources, wide.weight])
+        return folded
 
 
 __all__ = ["RequestFeatures"]

@@ -158,11 +158,7 @@ class SearchHead(nn.Module):
         parts: Sequence[Tensor],
     ) -> Tensor:
         """Return the (Nc,) logits of what a ranker makes of candidates, (Nc, width) parts that fill the tower."""
-        numbers = self.requests(items, beside.taste, candidates, context)
-        logits: Tensor = self.tower(torch.cat([*parts, numbers], 1)).squeeze(1)
-        if self.wide is not None:
-            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
-        return logits
+        return self.requests.logits(self.tower, self.wide, parts, items, beside.taste, candidates, context)
 
 
 __all__ = ["Beside", "SearchHead"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -48,6 +49,19 @@ class Tower(nn.Module):
         """Return (N, out_dim) of (N, in_dim)."""
         result: Tensor = self.layers(values)
         return result
+
+    @property
+    def first(self) -> nn.Linear:
+        """The layer that reads the input."""
+        layer = self.layers[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def after_first(self, hidden: Tensor) -> Tensor:
+        """Return (N, out_dim) of what the first layer gave, before its activation; `hidden` may be changed."""
+        for layer in itertools.islice(self.layers, 1, None):
+            hidden = layer(hidden)
+        return hidden
 
 
 __all__ = ["ACTIVATIONS", "Activation", "Tower", "make_activation"]

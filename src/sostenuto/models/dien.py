@@ -236,10 +236,9 @@ class DIEN(nn.Module):
             mean = (state.total / past.lengths.clamp(min=1)[:, None]).to(target.dtype)[candidates.row]
             pooled = torch.cat([target, target * mean, query * interest[:, : query.shape[1]]], 1)
         pooled = self.embedding_dropout(pooled)
-        numbers = self.requests(self.histories.items, state.taste, candidates, context)
-        logits: Tensor = self.tower(torch.cat([pooled, interest, numbers], 1)).squeeze(1)
-        if self.wide is not None:
-            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
+        logits = self.requests.logits(
+            self.tower, self.wide, [pooled, interest], self.histories.items, state.taste, candidates, context
+        )
         losses = {}
         if state.auxiliary is not None:
             losses["next_behaviour"] = self.config.auxiliary_weight * state.auxiliary

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sostenuto.layers.checks import check_config
 from sostenuto.layers.dropout import Dropout
@@ -146,10 +146,9 @@ class DIN(nn.Module):
             mean = segment_mean(past.key, past.offsets, exact=True)[candidates.row]
             pooled = torch.cat([target, target * mean, target * interest[:, : target.shape[1]]], 1)
         pooled = self.embedding_dropout(pooled)
-        numbers = self.requests(self.histories.items, state.taste, candidates, context)
-        logits: Tensor = self.tower(torch.cat([pooled, interest, numbers], 1)).squeeze(1)
-        if self.wide is not None:
-            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
+        logits = self.requests.logits(
+            self.tower, self.wide, [pooled, interest], self.histories.items, state.taste, candidates, context
+        )
         return RankerOutput(logits=logits)
 
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:

@@ -382,10 +382,15 @@ class EM3(nn.Module):
         vectors = [target, target * mean, target * interest[:, : target.shape[1]]]
         vectors += [content, content * liked_mean, content * liked[:, :width]]
         pooled = self.embedding_dropout(torch.cat(vectors, 1))
-        numbers = self.requests(self.histories.items, state.taste, candidates, context)
-        logits: Tensor = self.tower(torch.cat([pooled, interest, liked, agreement, numbers], 1)).squeeze(1)
-        if self.wide is not None:
-            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
+        logits = self.requests.logits(
+            self.tower,
+            self.wide,
+            [pooled, interest, liked, agreement],
+            self.histories.items,
+            state.taste,
+            candidates,
+            context,
+        )
         losses = {}
         if fresh is not None and self.config.contrastive_weight:
             losses["contrastive"] = self.config.contrastive_weight * self._contrast(content, target, fresh, candidates)

@@ -205,10 +205,9 @@ class SDIM(nn.Module):
         parts.append(short)
         if self.config.collision_count:
             parts.append(torch.log1p(self.long.collisions(state.long, hashed, candidates.row)))
-        numbers = self.requests(self.histories.items, state.taste, candidates, context)
-        logits: Tensor = self.tower(torch.cat([*parts, numbers], 1)).squeeze(1)
-        if self.wide is not None:
-            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
+        logits = self.requests.logits(
+            self.tower, self.wide, parts, self.histories.items, state.taste, candidates, context
+        )
         return RankerOutput(logits=logits)
 
     def forward(self, histories: History, candidates: Candidates, context: Context) -> RankerOutput:

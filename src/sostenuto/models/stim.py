@@ -578,11 +578,8 @@ class STIM(nn.Module):
         pooled = self.embedding_dropout(
             torch.cat([target, target * short[:, : target.shape[1]], *read, *(part * as_item for part in read)], 1)
         )
-        numbers = self.requests(items, state.taste, candidates, context)
-        parts = [pooled, short, asked, agreements, *self._distances(candidates, context), numbers]
-        logits: Tensor = self.tower(torch.cat(parts, 1)).squeeze(1)
-        if self.wide is not None:
-            logits = logits + self.wide(numbers[:, : self.requests.num_numbers]).squeeze(1)
+        parts = [pooled, short, asked, agreements, *self._distances(candidates, context)]
+        logits = self.requests.logits(self.tower, self.wide, parts, items, state.taste, candidates, context)
         return RankerOutput(logits=logits, aux_losses=losses)
 
     def attended(self, alive: Alive, state: STIMState) -> Alive:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sostenuto.schema.errors import NoLibrary
 
-VERSION = 11  # of the C interface; a library of another version is not used
+VERSION = 12  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/library.cpp
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -178,6 +178,18 @@ class MetLevel(ctypes.Structure):
     ]
 
 
+class BinsShape(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [(name, _I) for name in ("rows", "columns", "bins", "units", "threads")]
+
+
+class TextTable(ctypes.Structure):
+    """As in source/interface.h."""
+
+    _fields_ = [("texts", _I), ("slots", _I), ("seed", ctypes.c_uint64), ("bytes", _P), ("offsets", _P)]
+
+
 class RecurrenceShape(ctypes.Structure):
     """As in source/interface.h."""
 
@@ -239,6 +251,8 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_match": 3,
     "sostenuto_met": 4,
     "sostenuto_lower_bounds": 6,
+    "sostenuto_binned_product": 8,
+    "sostenuto_fill_texts": 2,
     "sostenuto_recurrence_kept": 1,
     "sostenuto_recurrence_forward": 3,
     "sostenuto_recurrence_backward": 3,
@@ -278,6 +292,8 @@ def _open(processor: str) -> Library | None:
         for name, arguments in _ENTRIES.items():
             getattr(handle, name).argtypes = [_P] * arguments
             getattr(handle, name).restype = _RETURNS.get(name)
+        handle.sostenuto_find_texts.argtypes = [_P, _P, _I, _P, _P, _P]
+        handle.sostenuto_find_texts.restype = None
         handle.sostenuto_square_sum.argtypes = [_P, _I]
         handle.sostenuto_square_sum.restype = _D
     except (OSError, AttributeError):
@@ -353,6 +369,7 @@ __all__ = [
     "AttentionInputs",
     "AttentionOutputs",
     "AttentionShape",
+    "BinsShape",
     "BucketShape",
     "HashShape",
     "InterestShape",
@@ -367,6 +384,7 @@ __all__ = [
     "RowUpdate",
     "RowsShape",
     "SearchShape",
+    "TextTable",
     "any_library",
     "available",
     "library",

@@ -32,6 +32,7 @@ from sostenuto.data.prepared import category_paths, column_array
 from sostenuto.features.clock import CLOCK_FIELDS
 from sostenuto.features.popularity import POPULARITY_FIELDS
 from sostenuto.features.view import HistoryView
+from sostenuto.ops.text_index import TextIndex
 from sostenuto.schema.errors import BundleError, MissingExtra
 from sostenuto.schema.features import FIRST_KNOWN, PADDING, UNKNOWN, FeatureSpec
 from sostenuto.schema.features import Field as FeatureField
@@ -64,7 +65,7 @@ class Vocabulary:
 
     def __init__(self, ids: list[str]) -> None:
         self.ids = ids
-        self._index = {raw: n for n, raw in enumerate(ids) if n >= FIRST_KNOWN}
+        self._known = TextIndex(ids[FIRST_KNOWN:])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,12 +76,16 @@ class Vocabulary:
         >>> [Vocabulary(["", "?", "a"]).index(raw) for raw in ("a", "b", "", None, "?")]
         [2, 1, 0, 0, 1]
         """
-        return self._index.get(raw, UNKNOWN) if raw else PADDING
+        return self._known.get(raw, UNKNOWN - FIRST_KNOWN) + FIRST_KNOWN if raw else PADDING
 
     def indices(self, raws: Iterable[str | None]) -> Array:
         """Return (N,) int64 indices of raw ids."""
-        known = self._index
-        return np.array([known.get(raw, UNKNOWN) if raw else PADDING for raw in raws], np.int64)
+        texts = [raw or "" for raw in raws]
+        found = self._known.find(texts) + FIRST_KNOWN
+        found[found < FIRST_KNOWN] = UNKNOWN
+        if "" in texts:
+            found[[n for n, text in enumerate(texts) if not text]] = PADDING
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,6 +169,29 @@ struct MetLevel {
   const int64_t* length;    // (B,) behaviours of the user
 };
 
+// Piecewise-linear bins times a matrix; letters as in ops/binned_product.py.
+struct BinsShape {
+  int64_t rows;     // N
+  int64_t columns;  // K
+  int64_t bins;     // B, of a column
+  int64_t units;    // H
+  int64_t threads;
+};
+
+// Texts and where they stand in a table of slots; see ops/text_index.py.
+struct TextTable {
+  int64_t texts;
+  int64_t slots;           // a power of two, more than texts
+  uint64_t seed;
+  const char* bytes;       // of all texts, one after another
+  const int64_t* offsets;  // (texts + 1,)
+};
+
+struct TextSlot {
+  uint32_t tag;    // a part of the hash
+  int32_t number;  // of the text, -1 none
+};
+
 // Recurrent states along jagged rows; letters as in ops/recurrence.py. Every candidate of a request goes through the
 // steps of that request in order.
 struct RecurrenceShape {
@@ -272,6 +295,16 @@ SOSTENUTO_EXPORT void sostenuto_met(const MetLevel*, const int64_t* row, const i
 // bound, or high.
 SOSTENUTO_EXPORT void sostenuto_lower_bounds(const RowsShape*, const int64_t* values, const int64_t* bound,
                                              const int64_t* low, const int64_t* high, int64_t* position);
+// values (N, K), low and inverse (K, B) where low never falls inside a column, weight (K, B, H), sums (K, B, H) its running
+// sums over bins, bias (H,); out (N, H) is written.
+SOSTENUTO_EXPORT void sostenuto_binned_product(const BinsShape*, const float* values, const float* low,
+                                               const float* inverse, const float* weight, const float* sums,
+                                               const float* bias, float* out);
+// Distinct texts are put into slots (slots,) that are all empty.
+SOSTENUTO_EXPORT void sostenuto_fill_texts(const TextTable*, TextSlot* slots);
+// bytes and offsets (count + 1,) of what is asked for; number (count,) is written, -1 for a text that is not there.
+SOSTENUTO_EXPORT void sostenuto_find_texts(const TextTable*, const TextSlot* slots, int64_t count, const char* bytes,
+                                           const int64_t* offsets, int64_t* number);
 // How many states are kept; -1 or -2 when the offsets of the candidates or of the steps do not rise from 0 to how many
 // there are. The other two entries take it that they do.
 SOSTENUTO_EXPORT int64_t sostenuto_recurrence_kept(const RecurrenceShape*);
