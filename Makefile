@@ -102,7 +102,7 @@ asan: $(VENV)/.dev  ## the compiled twins under the address sanitizer
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 SOSTENUTO_NATIVE=$(VENV)/asan \
 	  $(BIN)/python -m pytest -q tests/ops/test_native_attention.py tests/ops/test_native_buckets.py tests/ops/test_table_rows.py \
 	    tests/ops/test_row_updates.py tests/ops/test_top_k.py tests/ops/test_multiply_adds.py \
-	    tests/ops/test_sorted_search.py tests/features/test_match.py
+	    tests/ops/test_sorted_search.py tests/ops/test_binned_product.py tests/ops/test_text_index.py tests/features/test_match.py
 
 doctest: $(VENV)/.dev  ## the examples in docstrings
 	$(BIN)/python -m pytest -q --doctest-modules src
