@@ -51,12 +51,27 @@ def test_a_number_that_is_none_and_those_without_end(form):
     torch.testing.assert_close(found[1:], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_knots_that_fall_have_no_running_sums():
+def test_bins_that_do_not_follow_one_another_have_no_running_sums():
     low, width, weight, bias = drawn(2, 4, 3, 0)
     assert binned_weights(low.flip(1), width, weight, bias) is None
+    overlapping = torch.tensor([[9.0, 0.1, 0.1, 0.1]] * 2)
+    assert binned_weights(torch.arange(4.0).expand(2, -1), overlapping, weight, bias) is None
+    for endless in (torch.inf, torch.nan):
+        assert binned_weights(low, width.clone().fill_(endless), weight, bias) is None
 
 
-@pytest.mark.parametrize("form", [name for name in FORMS if name != "plain"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_layout_of_the_bins_means_nothing(form):
+    low, width, weight, bias = drawn(3, 4, 5, 1)
+    values = torch.randn(6, 3)
+    turned = binned_weights(low.T.contiguous().T, width.T.contiguous().T, weight.T.contiguous().T, bias)
+    with using(FORMS[form]):
+        torch.testing.assert_close(
+            binned_product(values, turned), binned_product(values, binned_weights(low, width, weight, bias))
+        )
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_numbers_of_other_columns_are_refused(form):
     weights = binned_weights(*drawn(2, 4, 3, 0))
     with using(FORMS[form]), pytest.raises(ValueError, match=r"values must be \(N, 2\)"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,6 +38,22 @@ def test_a_large_table_and_lone_surrogates(form):
         np.testing.assert_array_equal(index.find(texts[:50_000]), np.arange(50_000))
         np.testing.assert_array_equal(index.find(["\ud800", "item-x", ""]), [50_000, -1, -1])
         assert len(index.find([])) == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_threads_that_ask_first_and_together_are_told_the_same(form):
+    texts = [f"item-{n}" for n in range(100_000)]
+    for _ in range(3):
+        index = TextIndex(texts)
+        with using(FORMS[form]), ThreadPoolExecutor(4) as threads:
+            for found in threads.map(index.find, [texts] * 8):
+                np.testing.assert_array_equal(found, np.arange(len(texts)))
+
+
+def test_an_index_can_be_copied():
+    index = TextIndex(["a", "b"])
+    copied = pickle.loads(pickle.dumps(index))
+    np.testing.assert_array_equal(copied.find(["b", "c", "a"]), index.find(["b", "c", "a"]))
 
 
 def test_a_text_that_stands_twice_or_is_none_is_refused():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.initialise import xavier_linear
+from sostenuto.ops.steady_product import steady_product
 
 
 class ExactAttention(nn.Module):
@@ -35,7 +36,7 @@ class ExactAttention(nn.Module):
 
     def queries(self, target: Tensor) -> Tensor:
         """Return (Nc, H, d) of (Nc, D) candidates: their products with `keys` are the scores."""
-        asked: Tensor = self.query(target).view(-1, self.heads, self.head_dim)
+        asked = steady_product(target, self.query.weight).view(-1, self.heads, self.head_dim)
         return asked * (self.log_gain.exp() / math.sqrt(self.head_dim))[:, None]
 
     def keys(self, vectors: Tensor) -> Tensor:

@@ -122,9 +122,9 @@ class ItemTable(Kept[_Filled]):
     @property
     def num_bytes(self) -> int:
         """Bytes of the rows, and of the catalogue that they are of."""
-        if self._held is None:
+        filled = self.value
+        if filled is None:
             return 0
-        filled = self._held[0]
         tensors = [*filled.columns.values(), filled.catalogue.category, *filled.catalogue.fields.values()]
         return sum(t.numel() * t.element_size() for t in tensors)
 

@@ -15,8 +15,9 @@ class Kept(nn.Module, Generic[T]):
     """A value made of parameters, for scoring without gradients; no part of a state dict.
 
     It is handed out until something may have changed a parameter: training mode, loading, moving to another device or
-    type, and changes in place, which the tensors' version counters tell (tensors made in inference mode have none, and
-    are not watched). Nothing is handed out while a gradient is wanted.
+    type, other tensors in their place, and changes in place, which the tensors' version counters tell. Not seen are
+    changes through `.data`, by torch's fused optimisers, and of tensors made in inference mode, which have no counter:
+    call `empty`. Nothing is handed out in training mode, nor while a gradient is wanted.
     """
 
     def __init__(self) -> None:
@@ -28,15 +29,26 @@ class Kept(nn.Module, Generic[T]):
         held = tuple(sources)
         self._held = (value, held, _stamp(held))
 
-    def held(self) -> T | None:
-        """Return the value, or None where it must be made."""
-        if self._held is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    def held(self, sources: Iterable[Tensor] | None = None) -> T | None:
+        """Return the value, or None where it must be made.
+
+        Args:
+            sources: what it would be made of now, where that may be other tensors than when it was made.
+        """
+        kept = self._held  # other threads may forget it meanwhile
+        if kept is None or self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        value, sources, stamp = self._held
-        if stamp != _stamp(sources):
+        value, known, stamp = kept
+        if stamp != _stamp(known) or not _are_same(known, sources):
             self.empty()
             return None
         return value
+
+    @property
+    def value(self) -> T | None:
+        """What is kept, whether or not it may still be used."""
+        kept = self._held
+        return None if kept is None else kept[0]
 
     def empty(self) -> None:
         """Forget the value."""
@@ -56,6 +68,13 @@ class Kept(nn.Module, Generic[T]):
     def _load_from_state_dict(self, *given: Any, **named: Any) -> None:
         self.empty()
         super()._load_from_state_dict(*given, **named)
+
+
+def _are_same(known: tuple[Tensor, ...], sources: Iterable[Tensor] | None) -> bool:
+    if sources is None:
+        return True
+    now = tuple(sources)
+    return len(now) == len(known) and all(a is b for a, b in zip(known, now, strict=True))
 
 
 def _stamp(sources: tuple[Tensor, ...]) -> tuple[tuple[int, int], ...]:

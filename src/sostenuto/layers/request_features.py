@@ -27,7 +27,7 @@ class _Folded:
     """The first layer of a tower, and its wide path as one more unit, apart for the bins and for all else."""
 
     rest: Tensor  # (in - K * B, H)
-    bins: BinnedWeights
+    bins: BinnedWeights | None  # None: of bins that cannot be folded
 
 
 class RequestFeatures(nn.Module):
@@ -169,7 +169,7 @@ class RequestFeatures(nn.Module):
             items, state, candidates, context: as in `forward`.
         """
         folded = self._fold(tower, wide)
-        if folded is not None:
+        if folded is not None and folded.bins is not None:
             columns = self._columns(items, state, candidates)
             plain = torch.cat([*parts, self.scale(columns), *self._kinds(candidates, context)], 1)
             hidden = torch.addmm(binned_product(columns, folded.bins), plain, folded.rest)
@@ -182,30 +182,31 @@ class RequestFeatures(nn.Module):
 
     def _fold(self, tower: Tower, wide: nn.Linear | None) -> _Folded | None:
         """Return the tower's first layer and the wide path as one matrix; None where the plain form is to be used."""
-        first = tower.first
-        if self.bins is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.bins is None or torch.compiler.is_compiling():
             return None
-        if not is_usable(first.weight) or torch.is_autocast_enabled("cpu"):
+        if self.training or torch.is_grad_enabled():
+            self._folded.empty()  # a step may follow that the kept form would not see
             return None
-        if (kept := self._folded.held()) is not None:
-            return kept
-        before = first.in_features - self.out_dim
-        columns, binned = self.bins.dim, self.bins.out_dim
-        weight: Tensor = first.weight
-        bias: Tensor = first.bias
+        weight, bias = tower.first.weight, tower.first.bias
+        if not is_usable(weight) or torch.is_autocast_enabled("cpu"):
+            return None
+        sources = [weight, bias, self.bins.low, self.bins.width, *([] if wide is None else [wide.weight])]
+        folded = self._folded.held(sources)
+        if folded is None:
+            folded = self._folded_form(self.bins, weight, bias, None if wide is None else wide.weight)
+            self._folded.hold(folded, sources)
+        return folded
+
+    def _folded_form(self, bins: QuantileBins, weight: Tensor, bias: Tensor, wide: Tensor | None) -> _Folded:
+        before = weight.shape[1] - self.out_dim
         if wide is not None:  # one more unit, that reads the numbers alone
             row = weight.new_zeros(1, weight.shape[1])
-            row[:, before : before + self.num_numbers] = wide.weight
+            row[:, before : before + self.num_numbers] = wide
             weight, bias = torch.cat([weight, row]), torch.cat([bias, bias.new_zeros(1)])
-        sizes = [before + columns, binned, self.out_dim - columns - binned]
+        sizes = [before + bins.dim, bins.out_dim, self.out_dim - bins.dim - bins.out_dim]
         head, middle, tail = torch.split(weight, sizes, 1)
-        bins = binned_weights(self.bins.low, self.bins.width, middle.T, bias)
-        if bins is None:
-            return None
-        folded = _Folded(rest=torch.cat([head, tail], 1).T.contiguous(), bins=bins)
-        sources = [first.weight, first.bias, self.bins.low, self.bins.width]
-        self._folded.hold(folded, sources if wide is None else [*sources, wide.weight])
-        return folded
+        rest = torch.cat([head, tail], 1).T.contiguous()
+        return _Folded(rest=rest, bins=binned_weights(bins.low, bins.width, middle.T, bias))
 
 
 __all__ = ["RequestFeatures"]

@@ -21,6 +21,7 @@ from sostenuto.layers.selector import ProductSelector, SearchIndex
 from sostenuto.layers.tower import Tower
 from sostenuto.layers.two_stage import Past, TwoStage
 from sostenuto.ops.product_pooling import product_pooling
+from sostenuto.ops.steady_product import steady_product
 from sostenuto.ops.table_rows import spread_rows
 from sostenuto.schema.errors import SpecError
 from sostenuto.schema.features import FeatureSpec
@@ -86,7 +87,7 @@ class SIMSoft(nn.Module):
         """Embed the behaviours and project them for the search."""
         distinct = self.two_stage.histories.distinct(histories)
         with torch.no_grad():  # no gradient flows through a selection
-            rows = spread_rows(self.of_behaviour(distinct.key), distinct.place)
+            rows = spread_rows(steady_product(distinct.key, self.of_behaviour.weight), distinct.place)
         return SIMSoftState(
             past=self.two_stage.encode(histories, distinct),
             index=SearchIndex(offsets=histories.offsets, time_ms=histories.time_ms, rows=rows),
@@ -126,7 +127,7 @@ class SIMSoft(nn.Module):
         return self.score(self.encode(histories), candidates, context)
 
     def _asked(self, target: Tensor) -> dict[str, Tensor]:
-        return {"asked": self.of_candidate(target)}
+        return {"asked": steady_product(target, self.of_candidate.weight)}
 
 
 __all__ = ["SIMSoft", "SIMSoftConfig", "SIMSoftState"]

@@ -22,6 +22,7 @@ from sostenuto.layers.selector import ProductSelector, SearchIndex
 from sostenuto.layers.two_stage import Past, TwoStage
 from sostenuto.ops.jagged import segment_sum
 from sostenuto.ops.selected_attention import selected_attention
+from sostenuto.ops.steady_product import steady_product
 from sostenuto.ops.table_rows import spread_rows
 from sostenuto.ops.top_k import Selected
 from sostenuto.schema.errors import SpecError
@@ -109,7 +110,7 @@ class TWIN(nn.Module):
     def _projected(self, distinct: DistinctItems) -> Tensor:
         """Return (N, H d), W_k k, which the search alone reads: no gradient flows through a selection."""
         with torch.no_grad():
-            return spread_rows(self.two_stage.long.exact.key(distinct.key), distinct.place)
+            return spread_rows(steady_product(distinct.key, self.two_stage.long.exact.key.weight), distinct.place)
 
     def _with_side(self, history: EncodedHistory) -> EncodedHistory:
         """Return a history with side terms: clusters add the logarithm of their size to them."""

@@ -38,19 +38,22 @@ class BinnedWeights:
 
 
 def binned_weights(low: Tensor, width: Tensor, weight: Tensor, bias: Tensor) -> BinnedWeights | None:
-    """Return what `binned_product` takes, None where bins do not rise.
+    """Return what `binned_product` takes, None where a bin begins or ends before the one below it.
 
     Args:
         low, width: (K, B) of the bins, K and B at least 1.
         weight: (K * B, H).
         bias: (H,).
     """
-    if bool((low.diff(dim=1) < 0).any()):
+    high = low + width.clamp(min=NARROWEST)
+    slack = 1e-6 * high.abs()  # the width of a bin is a rounded difference
+    rise = (low.diff(dim=1) >= 0).all() & (high.diff(dim=1) >= -slack[:, 1:]).all()
+    if not bool(rise & low.isfinite().all() & high.isfinite().all()):
         return None
     by_bin = weight.reshape(*low.shape, -1).contiguous()
     return BinnedWeights(
         low=low.contiguous(),
-        inverse=1.0 / width.clamp(min=NARROWEST),
+        inverse=(1.0 / width.clamp(min=NARROWEST)).contiguous(),
         weight=by_bin,
         sums=by_bin.double().cumsum(1).to(by_bin.dtype),
         bias=bias.contiguous(),
@@ -59,15 +62,16 @@ def binned_weights(low: Tensor, width: Tensor, weight: Tensor, bias: Tensor) -> 
 
 def binned_product(values: Tensor, weights: BinnedWeights) -> Tensor:
     """Return (N, H): the shares of (N, K) numbers times the matrix, and the bias; no gradient."""
-    values = values.contiguous()
-    if is_usable(values, weights.weight):
-        found: Tensor = _native(values, weights.low, weights.inverse, weights.weight, weights.sums, weights.bias)
+    values, held = values.contiguous(), (weights.low, weights.inverse, weights.weight, weights.sums, weights.bias)
+    if is_usable(values, *held):
+        found: Tensor = _native(values, *held)
         return found
+    _check(values, *held)
     shares = ((values[:, :, None] - weights.low) * weights.inverse).clamp(0.0, 1.0).flatten(1)
     return torch.addmm(weights.bias, shares, weights.weight.flatten(0, 1))
 
 
-def _product(values: Tensor, low: Tensor, inverse: Tensor, weight: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
+def _check(values: Tensor, low: Tensor, inverse: Tensor, weight: Tensor, sums: Tensor, bias: Tensor) -> None:
     columns, bins, units = weight.shape
     if not (
         values.shape[1:] == (columns,)
@@ -79,6 +83,11 @@ def _product(values: Tensor, low: Tensor, inverse: Tensor, weight: Tensor, sums:
             f"values must be (N, {columns}) and weights of ({columns}, {bins}, {units}), got {tuple(values.shape)} and "
             f"{tuple(low.shape)}, {tuple(sums.shape)}, {tuple(bias.shape)}; take them from binned_weights"
         )
+
+
+def _product(values: Tensor, low: Tensor, inverse: Tensor, weight: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
+    _check(values, low, inverse, weight, sums, bias)
+    columns, bins, units = weight.shape
     out = values.new_empty(values.shape[0], units)
     shape = BinsShape(rows=values.shape[0], columns=columns, bins=bins, units=units, threads=torch.get_num_threads())
     given = (values, low, inverse, weight, sums, bias, out)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sostenuto.native.library import TextTable, any_library, library
+from sostenuto.native.library import TextTable, any_library, available, library
 
 Array = npt.NDArray[Any]
 
@@ -34,7 +35,7 @@ class TextIndex:
             raise ValueError(
                 f"texts must be distinct, {len(texts) - len(self._number)} stand there twice; leave them out"
             )
-        self._table: tuple[TextTable, Array, Array, Array] | None = None
+        self._filled = _fill(texts) if available() else None
 
     def get(self, text: str, default: int) -> int:
         """Return the number of one text."""
@@ -46,34 +47,53 @@ class TextIndex:
         Raises:
             TypeError: an entry that is no text.
         """
-        joined = "".join(texts)
-        if library() is None or not joined.isascii():  # of ASCII, bytes are counted like letters
+        joined, held = "".join(texts), self._filled
+        if held is None or library() is None or not joined.isascii():  # of ASCII, bytes are counted like letters
             known = self._number
             return np.array([known.get(text, -1) for text in texts], np.int64)
-        if self._table is None:
-            self._table = self._filled()
-        table, _, _, slots = self._table
         number = np.empty(len(texts), np.int64)
         offsets = _starts(np.fromiter(map(len, texts), np.int64, len(texts)))
         any_library().handle.sostenuto_find_texts(
-            ctypes.byref(table), slots.ctypes.data, len(texts), joined.encode(), offsets.ctypes.data, number.ctypes.data
+            ctypes.byref(held.table()),
+            held.slots.ctypes.data,
+            len(texts),
+            joined.encode(),
+            offsets.ctypes.data,
+            number.ctypes.data,
         )
         return number
 
-    def _filled(self) -> tuple[TextTable, Array, Array, Array]:
-        encoded = [text.encode("utf-8", "surrogatepass") for text in self._number]
-        data = np.frombuffer(b"".join(encoded) + b"\0", np.uint8)
-        offsets = _starts(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        slots = np.full((1 << max(4, (2 * len(encoded)).bit_length()), 2), -1, np.int32)
-        table = TextTable(
-            texts=len(encoded),
-            slots=len(slots),
-            seed=secrets.randbits(64),  # nobody who names items can make them meet in one place
-            bytes=data.ctypes.data,
-            offsets=offsets.ctypes.data,
+
+@dataclass(frozen=True, slots=True)
+class _Filled:
+    """What the compiled twin searches; the arrays must live as long as it reads them."""
+
+    seed: int  # drawn anew for each: nobody who names items can make them meet in one place
+    data: Array  # uint8, of all texts, one after another
+    offsets: Array  # (N + 1,)
+    slots: Array  # (a power of two, 2) int32
+
+    def table(self) -> TextTable:
+        return TextTable(
+            texts=len(self.offsets) - 1,
+            slots=len(self.slots),
+            seed=self.seed,
+            bytes=self.data.ctypes.data,
+            offsets=self.offsets.ctypes.data,
         )
-        any_library().handle.sostenuto_fill_texts(ctypes.byref(table), slots.ctypes.data)
-        return table, data, offsets, slots
+
+
+def _fill(texts: Sequence[str]) -> _Filled:
+    lengths = np.fromiter((len(_bytes(text)) for text in texts), np.int64, len(texts))
+    data = np.frombuffer(_bytes("".join(texts)) + b"\0", np.uint8)
+    slots = np.full((1 << max(4, (2 * len(texts)).bit_length()), 2), -1, np.int32)
+    filled = _Filled(seed=secrets.randbits(64), data=data, offsets=_starts(lengths), slots=slots)
+    any_library().handle.sostenuto_fill_texts(ctypes.byref(filled.table()), slots.ctypes.data)
+    return filled
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _starts(lengths: Array) -> Array:

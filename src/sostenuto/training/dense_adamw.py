@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
 PARTS = ("step", "exp_avg", "exp_avg_sq")  # of a parameter's state: steps so far (), both moments like the parameter
@@ -69,6 +70,7 @@ class DenseAdamW:
                 eps=self.eps,
                 maximize=False,
             )
+            increment_version(list(held.values()))  # the fused step leaves it; what was made of old weights must see it
 
     def _state(self, name: str) -> dict[str, Tensor]:
         """Return the live state of a parameter."""

@@ -1,7 +1,7 @@
 // Piecewise-linear bins times a matrix, without making the bins.
 //
-// Of a number's bins those below it are 1, those above it 0, and one is in between (a few more where knots coincide). So
-// a row of the product is, per column, one row of running sums of the matrix and a share of one more: two rows in place
+// Of a number's bins those below it are 1, those above it 0, and one is in between (a few more where knots coincide).
+// So a row of the product is, per column, one row of running sums of the matrix and a share of one more: two rows in place
 // of as many as there are bins, and none for a number below all knots, as most counts are.
 
 #include <algorithm>

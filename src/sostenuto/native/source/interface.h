@@ -295,8 +295,8 @@ SOSTENUTO_EXPORT void sostenuto_met(const MetLevel*, const int64_t* row, const i
 // bound, or high.
 SOSTENUTO_EXPORT void sostenuto_lower_bounds(const RowsShape*, const int64_t* values, const int64_t* bound,
                                              const int64_t* low, const int64_t* high, int64_t* position);
-// values (N, K), low and inverse (K, B) where low never falls inside a column, weight (K, B, H), sums (K, B, H) its running
-// sums over bins, bias (H,); out (N, H) is written.
+// values (N, K), low and inverse (K, B) where bins begin and end one after another, weight (K, B, H), sums (K, B, H) its
+// running sums over bins, bias (H,); out (N, H) is written.
 SOSTENUTO_EXPORT void sostenuto_binned_product(const BinsShape*, const float* values, const float* low,
                                                const float* inverse, const float* weight, const float* sums,
                                                const float* bias, float* out);
