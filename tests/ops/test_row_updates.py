@@ -63,7 +63,7 @@ def test_steps_are_those_of_the_equations(name, rule, steps, dim, first):
     assert state["touches"].tolist() == held["touches"]
     for part, value in state.items():
         if part != "touches":
-            torch.testing.assert_close(value, torch.tensor(held[part]), rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(value, torch.tensor(held[part]), rtol=1e-5, atol=1e-6)  # of terms of about 1
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
