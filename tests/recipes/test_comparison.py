@@ -35,6 +35,8 @@ def test_a_comparison_is_whole_and_goes_on_where_it_was(world: Path, tmp_path: P
     for row in result.rows:
         assert row.cost.serving_ms is not None
         assert row.cost.serving_ms > 0
+    curves = next(row.training for row in result.rows if row.key == "mean_pool")
+    assert all(curve.loss_step and len(curve.valid_step) == len(curve.valid_gauc) > 0 for curve in curves)
     assert (out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert load_comparison(out / "comparison.json") == result
     assert best_run(out).parent.name in recipes

@@ -241,7 +241,7 @@ def _curve(run: PlannedRun) -> TrainingCurve | None:
     from sostenuto.reports.comparison import TrainingCurve
     from sostenuto.training.run_log import read_log
 
-    lines = read_log(run.folder / "log.jsonl")
+    lines = list(read_log(run.folder / "log.jsonl"))
     steps = [line for line in lines if line.get("kind") == "train"]
     valid = [line for line in lines if line.get("kind") == "valid" and line.get("gauc") is not None]
     if not steps:
