@@ -264,7 +264,7 @@ def main() -> None:
     found = library()
     numbers["native"] = None if found is None else found.processor
     versions = {name: importlib.metadata.version(name) for name in ("sostenuto", "torch", "numpy")}
-    tower = (model.two_stage if given.model in SEARCHED else model).tower
+    tower = (model.two_stage.head if given.model in SEARCHED else model).tower
     print_result(numbers, system="Sostenuto", versions=versions, tower_in=tower.layers[0].in_features)
 
 
