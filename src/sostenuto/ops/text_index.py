@@ -47,13 +47,13 @@ class TextIndex:
         Raises:
             TypeError: an entry that is no text.
         """
-        joined, held = "".join(texts), self._filled
-        if held is None or library() is None or not joined.isascii():  # of ASCII, bytes are counted like letters
+        joined, held, twins = "".join(texts), self._filled, library()
+        if held is None or twins is None or not joined.isascii():  # of ASCII, bytes are counted like letters
             known = self._number
             return np.array([known.get(text, -1) for text in texts], np.int64)
         number = np.empty(len(texts), np.int64)
         offsets = _starts(np.fromiter(map(len, texts), np.int64, len(texts)))
-        any_library().handle.sostenuto_find_texts(
+        twins.handle.sostenuto_find_texts(
             ctypes.byref(held.table()),
             held.slots.ctypes.data,
             len(texts),

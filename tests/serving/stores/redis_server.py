@@ -79,5 +79,5 @@ def place_of(kind: str, folder: Path) -> Iterator[str]:
 def start_redis(folder: Path, *options: str) -> RedisServer:
     pytest.importorskip("redis", reason="the client of Redis is not installed")
     if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed here")
+        pytest.skip("needs redis-server, which is not installed here; Debian and Ubuntu: apt-get install redis-server")
     return RedisServer(folder, *options)
