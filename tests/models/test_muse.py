@@ -24,8 +24,9 @@ from sostenuto.layers.embedding import Table
 from sostenuto.layers.long_branch import Picked
 from sostenuto.models.muse import MUSE, MUSEConfig, SimTier
 from sostenuto.ops.jagged import row_index
+from sostenuto.ops.pair_products import pair_products
 from sostenuto.ops.selected_attention import Fusion, selected_attention
-from sostenuto.ops.sim_tier import MIDDLE, TIERS, pair_cosines, tier_counts, tier_of
+from sostenuto.ops.sim_tier import MIDDLE, TIERS, tier_counts, tier_of
 from sostenuto.recipes import recipe_named
 from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import RunError, SpecError
@@ -103,7 +104,7 @@ def found_by(ranker, batch):
         target = target_of(ranker, state, batch)
         content, behaviours = ranker.content(batch.candidates.item).unit(), state.content.unit()
         taken = ranker.search(state, batch.candidates, target, content, behaviours)
-    return taken, pair_cosines(content, behaviours, row_index(taken.offsets), taken.positions)
+    return taken, pair_products(content, behaviours, row_index(taken.offsets), taken.positions).product.float()
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)

@@ -198,7 +198,7 @@ class ProductSelector:
         never = found.values == -torch.inf
 
         def is_equal(candidate: Tensor, behaviour: Tensor, last: Tensor) -> Tensor:
-            return equal_products(query[candidate], rows[behaviour], rows[last])
+            return equal_products(query, rows, candidate, behaviour, last)
 
         positions = found.positions.masked_fill(never, -1)
         return _per_candidate(whole_moments(positions, index.offsets, index.time_ms, is_equal))

@@ -24,8 +24,9 @@ from sostenuto.layers.search_config import SearchConfig
 from sostenuto.layers.search_head import Beside, SearchHead
 from sostenuto.layers.selector import CategorySelector, ProductSelector, SearchIndex, searched_kind
 from sostenuto.ops.jagged import Taken, interleave_rows, lengths_to_offsets, newest_moments, row_index, segment_mean
+from sostenuto.ops.pair_products import pair_products
 from sostenuto.ops.selected_attention import Fusion
-from sostenuto.ops.sim_tier import MIDDLE, TIERS, pair_cosines, tier_counts
+from sostenuto.ops.sim_tier import MIDDLE, TIERS, tier_counts
 from sostenuto.ops.table_rows import spread_rows
 from sostenuto.schema.content import ItemContent
 from sostenuto.schema.errors import SpecError
@@ -217,7 +218,7 @@ class MUSE(nn.Module):
         target = self.head.of_items(self.items, state.beside, candidates)["target"]
         content, behaviours = self.content(candidates.item).unit(), state.content.unit()
         taken = self.search(state, candidates, target, content, behaviours)
-        cosine = pair_cosines(content, behaviours, row_index(taken.offsets), taken.positions)
+        cosine = pair_products(content, behaviours, row_index(taken.offsets), taken.positions).product.float()
         picked = self.long.picked(state.history, context, taken)
         long = self.long(target, picked, taken.offsets, None if self.fusion is None else Fusion(cosine, self.fusion))
         mean = segment_mean(spread_rows(picked.key, picked.place), taken.offsets)
@@ -291,7 +292,8 @@ class MUSE(nn.Module):
         candidate = row_index(offsets)
         inside = torch.arange(candidate.shape[0], device=candidate.device) - offsets[:-1][candidate]
         positions = newest.positions[newest.offsets[:-1][candidates.row[candidate]] + inside]
-        recent = tier_counts(pair_cosines(content, behaviours, candidate, positions), candidate, count)
+        cosine_to_recent = pair_products(content, behaviours, candidate, positions).product.float()
+        recent = tier_counts(cosine_to_recent, candidate, count)
         found = tier_counts(cosine, row_index(taken.offsets), count)
         if self.config.count_padding:
             found[:, MIDDLE] += (self.config.kept - taken.offsets.diff()).clamp(min=0)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sostenuto.schema.errors import NoLibrary
 
-VERSION = 12  # of the C interface; a library of another version is not used
+VERSION = 13  # of the C interface; a library of another version is not used
 FOLDER = Path(os.environ.get("SOSTENUTO_NATIVE") or Path(__file__).parent / "built")  # see building.py
 LEVELS = {"generic": 0, "avx2": 2, "avx512": 3}  # what a processor must offer; see source/library.cpp
 _P, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -247,6 +247,7 @@ _ENTRIES = {  # name -> number of pointer arguments
     "sostenuto_multiply_add_peak": 2,
     "sostenuto_hamming_top_k": 5,
     "sostenuto_product_top_k": 5,
+    "sostenuto_pair_products": 7,
     "sostenuto_update_rows": 7,
     "sostenuto_match": 3,
     "sostenuto_met": 4,

@@ -12,24 +12,6 @@ TIERS = 22  # 0 is a cosine of -1, 10 one of 0, 20 one of 1; the last is for cos
 TIER_WIDTH = 0.1
 MIDDLE = 10  # of a cosine of 0
 GRAIN = 100_000  # cosines are read to five decimals, so that rounding does not move what lies on an edge
-PAIRS_AT_ONCE = 1 << 18
-
-
-@torch.no_grad()
-def pair_cosines(query: Tensor, key: Tensor, candidate: Tensor, behaviour: Tensor) -> Tensor:
-    """Return the (M,) float32 products of pairs of unit vectors, added up in float64 and without gradient.
-
-    Args:
-        query: (Nc, W).
-        key: (N, W).
-        candidate: (M,) int64.
-        behaviour: (M,) int64.
-    """
-    found = query.new_empty(candidate.shape[0])
-    for start in range(0, candidate.shape[0], PAIRS_AT_ONCE):  # bounds what is gathered at once
-        some = slice(start, start + PAIRS_AT_ONCE)
-        found[some] = (query[candidate[some]].double() * key[behaviour[some]].double()).sum(1).float()
-    return found
 
 
 def tier_of(cosine: Tensor) -> Tensor:
@@ -49,4 +31,4 @@ def tier_counts(cosine: Tensor, candidate: Tensor, num_candidates: int) -> Tenso
     return flat.view(num_candidates, TIERS).float()
 
 
-__all__ = ["MIDDLE", "TIERS", "TIER_WIDTH", "pair_cosines", "tier_counts", "tier_of"]
+__all__ = ["MIDDLE", "TIERS", "TIER_WIDTH", "tier_counts", "tier_of"]

@@ -20,6 +20,7 @@ from torch import Tensor
 from sostenuto.ops.backend import is_usable
 from sostenuto.ops.jagged import Taken, lengths_to_offsets
 from sostenuto.ops.native_top_k import hamming_search, product_search
+from sostenuto.ops.pair_products import pair_products
 
 WORD_BITS = 64
 CANDIDATE_BLOCK = 128
@@ -178,14 +179,24 @@ def _blockwise(
     return found
 
 
-def equal_products(query: Tensor, key: Tensor, other: Tensor) -> Tensor:
-    """Say of M candidates whether their products with two behaviours, (M, D) each, are equal but for rounding.
+def equal_products(query: Tensor, key: Tensor, candidate: Tensor, behaviour: Tensor, other: Tensor) -> Tensor:
+    """Say of M candidates whether their products with two behaviours are equal but for rounding.
 
     Two vectors that are made alike may differ in their last bits, by where they stand in a batch.
+
+    Args:
+        query: (Nc, D) candidates.
+        key: (Nh, D) behaviours.
+        candidate: (M,) int64 rows of `query`.
+        behaviour: (M,) int64 rows of `key`.
+        other: (M,) int64 likewise.
+
+    Returns:
+        (M,) bool.
     """
-    first, second = (query.detach().double() * vectors.detach().double() for vectors in (key, other))
-    slack = TIE * torch.maximum(first.abs().sum(1), second.abs().sum(1))
-    return (first.sum(1) - second.sum(1)).abs() <= slack
+    first, second = (pair_products(query, key, candidate, one, with_magnitude=True) for one in (behaviour, other))
+    slack = TIE * torch.maximum(first.magnitude, second.magnitude)
+    return (first.product - second.product).abs() <= slack
 
 
 def pair_distances(query_code: Tensor, key_code: Tensor) -> Tensor:

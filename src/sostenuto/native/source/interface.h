@@ -279,6 +279,11 @@ SOSTENUTO_EXPORT void sostenuto_hamming_top_k(const SearchShape*, const int64_t*
 // query (Nc, width) and key (Nh, width); positions and products (Nc, k) are written, -1 and -inf where a row is short.
 SOSTENUTO_EXPORT void sostenuto_product_top_k(const SearchShape*, const float* query, const float* key,
                                               int64_t* positions, float* products);
+// query (Nc, dim), key (N, dim), candidate (count,) rows of the one and behaviour (count,) rows of the other; product
+// (count,) is written, and magnitude (count,), the sum of absolute values, unless it is null.
+SOSTENUTO_EXPORT void sostenuto_pair_products(const RowsShape*, const float* query, const float* key,
+                                              const int64_t* candidate, const int64_t* behaviour, double* product,
+                                              double* magnitude);
 // row (n,) must rise inside [0, R), else nothing is done and 1 comes back; gradient (n, D). Changed in place: table
 // (R, D), first (R, D) or null, second (R, D) or (R,) as the kind has it, touches (R,).
 SOSTENUTO_EXPORT int64_t sostenuto_update_rows(const RowUpdate*, const int64_t* row, const float* gradient, float* table,

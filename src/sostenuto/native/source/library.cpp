@@ -4,7 +4,7 @@
 
 extern "C" {
 
-int64_t sostenuto_version() { return 12; }
+int64_t sostenuto_version() { return 13; }
 
 int64_t sostenuto_processor() {
 #if defined(__x86_64__)
