@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sostenuto.layers.dropout import Dropout
+from sostenuto.layers.dropout import Dropout, DropoutByItem
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -57,3 +57,35 @@ def test_a_seed_repeats_the_mask() -> None:
     first = Dropout(0.5)(values)
     torch.manual_seed(1)
     assert torch.equal(Dropout(0.5)(values), first)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("width", [3, 4, 37])
+def test_a_mask_by_item_is_dropout(share: float, width: int) -> None:
+    torch.manual_seed(6)
+    dropped = DropoutByItem(share)(torch.full((3_000, width), 2.0), torch.arange(3_000))
+    assert torch.all((dropped == 0) | torch.isclose(dropped, torch.full((), 2.0 / (1 - share)), rtol=1e-3))
+    gone = (dropped == 0).float()
+    deviation = (share * (1 - share) / gone.numel()) ** 0.5
+    assert abs(gone.mean().item() - share) < 5 * deviation
+    for lag in (1, 2, 3, 4, width):  # within a word, and from item to item
+        both = (gone.flatten()[lag:] * gone.flatten()[:-lag]).mean().item()
+        assert abs(both - share**2) < 6 * (share**2 * (1 - share**2) / gone.numel()) ** 0.5
+
+
+def test_a_mask_by_item_follows_the_item_until_it_is_renewed() -> None:
+    torch.manual_seed(7)
+    drop, items = DropoutByItem(0.5), torch.tensor([5, 2, 5, 9, 2])
+    first = drop(torch.ones(5, 64), items)
+    assert torch.equal(first[0], first[2])
+    assert torch.equal(first[1], first[4])
+    assert not torch.equal(first[0], first[3])
+    assert torch.equal(drop(torch.ones(2, 64), items[[3, 0]]), first[[3, 0]])
+    drop.renew()
+    assert not torch.equal(drop(torch.ones(5, 64), items), first)
+
+
+@pytest.mark.parametrize("drop", [DropoutByItem(0.5).eval(), DropoutByItem(0.0)])
+def test_a_mask_by_item_is_for_learning_alone(drop: DropoutByItem) -> None:
+    values = torch.randn(5, 6)
+    assert drop(values, torch.arange(5)) is values

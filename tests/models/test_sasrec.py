@@ -127,6 +127,19 @@ def test_items_lose_numbers_while_learning_alone():
     torch.testing.assert_close(lost[~gone], 2 * whole[~gone])
 
 
+def test_an_item_loses_the_same_numbers_wherever_a_step_meets_it():
+    ranker, batch = sasrec(item_dropout=0.5, dropout=0.0).train(), make_batch(SPEC, [(3, 4)], 0)
+
+    def gone_in_a_step():
+        with torch.no_grad():
+            ranker.encode(batch.histories)
+            return [ranker.item_vectors(batch.candidates) == 0 for _ in range(2)]
+
+    targets, negatives = gone_in_a_step()
+    assert torch.equal(targets, negatives)
+    assert not torch.equal(targets, gone_in_a_step()[0])
+
+
 def test_the_order_of_moments_matters():
     ranker = sasrec()
     assert not torch.allclose(query(ranker, line([2, 3, 4])), query(ranker, line([3, 2, 4])))

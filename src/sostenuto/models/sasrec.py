@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sostenuto.layers.checks import check_config
-from sostenuto.layers.dropout import Dropout
+from sostenuto.layers.dropout import Dropout, DropoutByItem
 from sostenuto.layers.item_vectors import ItemVectors
 from sostenuto.layers.window import Along, Window, WindowState, windows_along
 from sostenuto.ops.bucketed_attention import IdlePlaces, LengthBuckets, bucketed_attention, length_buckets
@@ -34,7 +34,8 @@ class SASRecConfig:
     hidden: int = 64  # width inside the position-wise network; the paper's is D
     max_length: int = 50  # newest behaviours read, with the rest of the moment that the cut would split
     dropout: float = 0.2  # on inputs, attention weights and inside the position-wise network
-    item_dropout: float = 0.0  # on the vector of every item, read or searched for; RecTools has it at `dropout`
+    # on item vectors, one mask per item for all it is met as in a step; RecTools' has it at `dropout`
+    item_dropout: float = 0.0
     # first: positions count from the start of the window; last: from its newest moment, as in the published code. A
     # training pass then counts from the end of the whole timeline, not of each prefix (docs/models/sasrec.md)
     positions: Literal["first", "last"] = "first"
@@ -118,7 +119,7 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(CausalBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
         self.drop = Dropout(config.dropout)
-        self.item_drop = Dropout(config.item_dropout)
+        self.item_drop = DropoutByItem(config.item_dropout)
 
     def encode(self, histories: History) -> WindowState:
         """Read the newest behaviours; what they ask for depends on no request."""
@@ -134,8 +135,9 @@ class SASRec(nn.Module):
 
     def item_vectors(self, candidates: Candidates) -> Tensor:
         """Return (N, D): the vectors that behaviours are read by, too."""
-        vectors: Tensor = self.item_drop(self.items(candidates.item, candidates.category, candidates.fields))
-        return vectors
+        vectors = self.items(candidates.item, candidates.category, candidates.fields)
+        dropped: Tensor = self.item_drop(vectors, candidates.item)
+        return dropped
 
     def queries_along(self, batch: SequenceBatch) -> Tensor:
         """Return (R, D) what is asked for at every request of the timelines.
@@ -159,8 +161,9 @@ class SASRec(nn.Module):
         return self.score(self.encode(histories), candidates, context)
 
     def _window(self, histories: History) -> Window:
-        vectors = self.item_drop(self.items(histories.item, histories.category, histories.fields))
-        return Window.of(histories, vectors)
+        self.item_drop.renew()  # reading histories begins a step
+        vectors = self.items(histories.item, histories.category, histories.fields)
+        return Window.of(histories, self.item_drop(vectors, histories.item))
 
     def _read(self, window: Window) -> WindowState:
         return WindowState(window=window, query=self._queries(*Along.at_the_end(window)))
