@@ -125,6 +125,13 @@ MEASUREMENTS: dict[str, Measurement] = {
             quick=searches.SearchSizes(candidates=10, length=200),
         ),
         Measurement(
+            name="pair_products",
+            what="products with what a search found",
+            make=searches.pair_products,
+            sizes=searches.SearchSizes(candidates=500, length=10_000, kept=100, dim=384),
+            quick=searches.SearchSizes(candidates=10, length=200, kept=5, dim=20),
+        ),
+        Measurement(
             name="table_lookup",
             what="embedding rows, forward and backward",
             make=tables.table_lookup,

@@ -45,6 +45,31 @@ def hamming_work(sizes: SearchSizes) -> Work:
     )
 
 
+def pairs_work(sizes: SearchSizes) -> Work:
+    """Count the products of every candidate with its K behaviours: D multiply-adds a pair; rows are read once."""
+    pairs = float(sizes.candidates) * sizes.kept
+    return Work(
+        flops=pairs * 2 * sizes.dim,
+        streamed_bytes=FLOAT * sizes.dim * (sizes.candidates + sizes.length) + 3 * INT64 * pairs,
+    )
+
+
+def pair_products(sizes: SearchSizes, seed: int) -> Case:
+    """Multiply every candidate with K behaviours, anywhere in the history, in float64."""
+    import torch
+
+    from sostenuto.ops import pair_products as products
+
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(sizes.candidates, sizes.dim, generator=generator)
+    key = torch.randn(sizes.length, sizes.dim, generator=generator)
+    candidate = torch.arange(sizes.candidates).repeat_interleave(sizes.kept)
+    behaviour = torch.randint(0, sizes.length, candidate.shape, generator=generator)
+    return beside_plain_twin(
+        pairs_work(sizes), lambda: products.pair_products(query, key, candidate, behaviour).product
+    )
+
+
 def product_search(sizes: SearchSizes, seed: int) -> Case:
     """Find the largest inner products."""
     import torch
@@ -75,4 +100,12 @@ def hamming_search(sizes: SearchSizes, seed: int) -> Case:
     return beside_plain_twin(hamming_work(sizes), lambda: hamming_top_k(query, starts[0], key, starts[1], sizes.kept))
 
 
-__all__ = ["SearchSizes", "hamming_search", "hamming_work", "product_search", "product_work"]
+__all__ = [
+    "SearchSizes",
+    "hamming_search",
+    "hamming_work",
+    "pair_products",
+    "pairs_work",
+    "product_search",
+    "product_work",
+]
