@@ -44,7 +44,7 @@ class DropoutByItem(nn.Module):
 
     def forward(self, values: Tensor, item: Tensor) -> Tensor:
         """Return (N, D) `values` of (N,) int64 items, a share of each item's entries 0 and the others scaled."""
-        dropped = round(self.share * LEVELS)
+        dropped = min(round(self.share * LEVELS), LEVELS - 1)
         if not self.training or not dropped:
             return values
         if self._seed is None:

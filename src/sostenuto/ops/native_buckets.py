@@ -16,21 +16,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sostenuto.native.library import BucketShape, HashShape, InterestShape, any_library
-from sostenuto.ops.checked_offsets import checked_offsets
+from sostenuto.ops.checked_arrays import checked_index, checked_offsets
 from sostenuto.ops.operators import operator
 
 
 def _call(name: str, shape: ctypes.Structure, *tensors: Tensor) -> None:
     getattr(any_library().handle, f"sostenuto_{name}")(ctypes.byref(shape), *(t.data_ptr() for t in tensors))
-
-
-def _checked(name: str, values: Tensor, limit: int) -> Tensor:
-    """Refuse what would reach beyond an array."""
-    if values.numel():
-        low, high = (int(v) for v in values.aminmax())
-        if low < 0 or high >= limit:
-            raise ValueError(f"{name} must be in [0, {limit}), got {low} to {high}; hash them anew")
-    return values.contiguous()
 
 
 def _hash_rows(vectors: Tensor, planes: Tensor) -> Tensor:
@@ -79,7 +70,7 @@ def _bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, of
         buckets: K.
     """
     offsets = checked_offsets(offsets, values.shape[0])
-    ids, place = _checked("ids", ids, buckets), _checked("place", place, ids.shape[0])
+    ids, place = checked_index(ids, buckets, "ids"), checked_index(place, ids.shape[0], "place")
     shape = _bucket_shape(weights, ids, offsets, buckets, values.shape[1])
     table = _empty_table(values, weights, ids, offsets, buckets)
     _call("bucket_sums", shape, values.contiguous(), weights.contiguous(), place, ids, table)
@@ -167,7 +158,7 @@ def _interests(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) ->
         parts: widths of the slices of V that are brought to length 1 each; empty: sums are taken as they are.
     """
     offsets = checked_offsets(offsets, ids.shape[0])
-    table, ids, ends = table.contiguous(), _checked("ids", ids, table.shape[2]), _ends(parts, table.shape[4])
+    table, ids, ends = table.contiguous(), checked_index(ids, table.shape[2], "ids"), _ends(parts, table.shape[4])
     out = table.new_empty(ids.shape[0], table.shape[3], table.shape[4], dtype=torch.float32)
     _call("interests", _interest_shape(table, offsets, ends), table, ids, out)
     return out
@@ -219,8 +210,8 @@ def _asked_sums(
 ) -> Tensor:
     """Return the table of `bucket_sums` of which only the buckets of (Nc, G) candidates are sure to be written."""
     offsets, query_offsets = checked_offsets(offsets, values.shape[0]), checked_offsets(query_offsets, len(query_ids))
-    ids, place = _checked("ids", ids, buckets), _checked("place", place, ids.shape[0])
-    query_ids = _checked("query_ids", query_ids, buckets)
+    ids, place = checked_index(ids, buckets, "ids"), checked_index(place, ids.shape[0], "place")
+    query_ids = checked_index(query_ids, buckets, "query_ids")
     if query_offsets.shape != offsets.shape:
         raise ValueError(
             f"candidates must have the {offsets.shape[0] - 1} rows of the behaviours, "

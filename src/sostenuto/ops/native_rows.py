@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sostenuto.native.library import RowsShape, any_library
+from sostenuto.ops.checked_arrays import checked_index
 from sostenuto.ops.operators import operator
 
 
@@ -20,11 +21,8 @@ def _call(name: str, rows: int, like: Tensor, *tensors: Tensor) -> None:
 def gathered(values: Tensor, index: Tensor) -> Tensor:
     """Return (M, D) rows of (R, D) float32 values at an (M,) int64 index."""
     rows = values.shape[0]
-    low, high = (0, 0) if not index.numel() else map(int, index.aminmax())
-    if index.numel() and (low < 0 or high >= rows):
-        raise IndexError(f"index must be in [0, {rows}), got {low} to {high}; drop what points at nothing")
+    held, places = values.contiguous(), checked_index(index, rows)
     out = values.new_empty(index.shape[0], values.shape[1])
-    held, places = values.contiguous(), index.contiguous()
     _call("sostenuto_gather_rows", rows, out, held, places, out)
     return out
 

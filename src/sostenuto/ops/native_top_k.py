@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sostenuto.native.library import SearchShape, any_library
-from sostenuto.ops.checked_offsets import checked_offsets
+from sostenuto.ops.checked_arrays import checked_offsets
 from sostenuto.ops.operators import operator
 
 

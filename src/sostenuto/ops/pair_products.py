@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sostenuto.native.library import RowsShape, any_library
 from sostenuto.ops.backend import is_usable
+from sostenuto.ops.checked_arrays import checked_index
 from sostenuto.ops.operators import operator
 
 PAIRS_AT_ONCE = 1 << 18
@@ -58,14 +59,11 @@ def _multiplied(
     query: Tensor, key: Tensor, candidate: Tensor, behaviour: Tensor, with_magnitude: bool
 ) -> tuple[Tensor, Tensor]:
     count = candidate.shape[0]
-    for name, index, rows in (("candidate", candidate, len(query)), ("behaviour", behaviour, len(key))):
-        low, high = map(int, index.aminmax()) if count else (0, -1)
-        if low < 0 or high >= rows:
-            raise IndexError(f"{name} must be in [0, {rows}), got {low} to {high}; drop what points at nothing")
     product = query.new_empty(count, dtype=torch.float64)
     magnitude = torch.empty_like(product[: count if with_magnitude else 0])
     shape = RowsShape(rows=key.shape[0], dim=key.shape[1], count=count, threads=torch.get_num_threads())
-    held = (query.contiguous(), key.contiguous(), candidate.contiguous(), behaviour.contiguous())
+    rows = (checked_index(candidate, len(query), "candidate"), checked_index(behaviour, len(key), "behaviour"))
+    held = (query.contiguous(), key.contiguous(), *rows)
     any_library().handle.sostenuto_pair_products(
         ctypes.byref(shape),
         *(tensor.data_ptr() for tensor in held),

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from sostenuto.native.library import Library, RowsShape
 from sostenuto.ops.backend import is_usable, library
+from sostenuto.ops.checked_arrays import checked_index
 from sostenuto.ops.native_rows import gather, gathered
 
 FEW = 4_096  # rows that torch's own lookup gives as soon: it costs less to call
@@ -51,8 +52,7 @@ def distinct_values(index: Tensor, limit: int) -> Distinct:
     """Find the distinct values of (N,) int64 numbers in [0, limit)."""
     twins = library()
     if twins is not None and index.device.type == "cpu" and index.numel() and limit <= STAMPS_AT_MOST:
-        index = index.contiguous()
-        _check_range(index, limit)
+        index = checked_index(index, limit)
         values, place = torch.empty_like(index), index.new_empty(index.shape[0], dtype=torch.int32)
         count = _call(twins, "distinct_rows", limit, index[:, None], index, values, place)
         where = place.long()
@@ -105,12 +105,6 @@ class _Few(torch.autograd.Function):
         return _sparse(place, d_out, ctx.rows), None
 
 
-def _check_range(index: Tensor, limit: int) -> None:
-    low, high = (int(value) for value in index.aminmax())
-    if low < 0 or high >= limit:
-        raise IndexError(f"index must be in [0, {limit}), got {low} to {high}; check the vocabulary")
-
-
 class _Lookup(torch.autograd.Function):
     """The compiled twin."""
 
@@ -146,8 +140,7 @@ def sum_repeated_rows(gradient: Tensor) -> Tensor:
     twins = library()
     if twins is None or not is_usable(values):
         return gradient.coalesce()
-    row = row.contiguous()
-    _check_range(row, gradient.shape[0])
+    row = checked_index(row, gradient.shape[0], "row")
     return _sparse(*_sum_compiled(twins, gradient.shape[0], row, values.contiguous()), gradient.shape[0])
 
 

@@ -1,4 +1,4 @@
-"""Offsets that compiled code may trust: nothing is read beyond an array."""
+"""Offsets and indices that compiled code may trust: nothing is read beyond an array."""
 
 from __future__ import annotations
 
@@ -20,4 +20,17 @@ def checked_offsets(offsets: Tensor, rows: int, name: str = "offsets") -> Tensor
     return offsets
 
 
-__all__ = ["checked_offsets"]
+def checked_index(index: Tensor, size: int, name: str = "index") -> Tensor:
+    """Return the numbers, contiguous, each of which is in [0, `size`).
+
+    Raises:
+        IndexError: one is not.
+    """
+    if index.numel():
+        low, high = map(int, index.aminmax())
+        if low < 0 or high >= size:
+            raise IndexError(f"{name} must be in [0, {size}), got {low} to {high}; drop what points at nothing")
+    return index.contiguous()
+
+
+__all__ = ["checked_index", "checked_offsets"]
