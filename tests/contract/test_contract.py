@@ -36,6 +36,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from sostenuto.layers.embedding import Table
 from sostenuto.models.saved import load_ranker, save_ranker
 from sostenuto.models.table import MODELS, build, default_config, missing_extras
+from sostenuto.native.library import available, using
 from sostenuto.schema.errors import SpecError
 
 SPECS = (
@@ -44,6 +45,7 @@ SPECS = (
     view_of(BARE, match=True),
     view_of(dataclasses.replace(PREPARED, item_fields=(), num_actions=2, has_value=False), match=True),
 )
+FORMS = {"plain": None, "compiled": next(iter(available().values()), None)}
 # What makes a fit on a hundred candidates quick and possible.
 QUICK = {"trees": {"leaves_grid": (4,), "min_leaf_grid": (2,), "max_trees": 5, "threads": 1}}
 
@@ -301,6 +303,47 @@ def test_every_parameter_gets_a_finite_gradient(name, spec, lengths, seed):
     assert not without, f"no gradient reaches {without}"
     for key, parameter in ranker.named_parameters():
         gradient = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
+        assert torch.isfinite(gradient).all(), key
+
+
+def gradients_of(name, batch, *, library=None, precision=torch.float32):
+    """Return the loss of a fresh ranker and its dense gradients, by a compiled library or the plain forms."""
+    ranker = built(name, SPECS[0])
+    torch.manual_seed(0)
+    with using(library):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            output = ranker(batch.histories, batch.candidates, batch.context)
+        output = dataclasses.replace(output, logits=output.logits.float())
+        loss = loss_of(output, batch.labels)
+        loss.backward()
+    gradients = {key: p.grad.to_dense() for key, p in ranker.named_parameters() if p.grad is not None}
+    return float(loss.detach()), gradients
+
+
+@every("neural")
+@pytest.mark.parametrize("lengths", [[(1, 1)], [(5, 3), (0, 2)]], ids=["one behaviour", "several"])
+def test_compiled_twins_have_the_gradients_of_the_plain_forms(name, lengths):
+    batch = make_batch(SPECS[0], lengths, 1)
+    loss, expected = gradients_of(name, batch)
+    for library in available().values():
+        again, found = gradients_of(name, batch, library=library)
+        assert again == pytest.approx(loss, rel=1e-5)
+        assert found.keys() == expected.keys()
+        for key, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-5, msg=key)
+
+
+@every("neural")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("lengths", [[(1, 1)], [(2, 3), (30, 9)]], ids=["one behaviour", "several"])
+def test_products_may_be_of_lower_precision_in_training(name, form, lengths):
+    batch = make_batch(SPECS[0], lengths, 1)
+    loss, expected = gradients_of(name, batch)
+    lower, found = gradients_of(name, batch, library=FORMS[form], precision=torch.bfloat16)
+    assert lower == pytest.approx(loss, rel=0.05)
+    assert found.keys() == expected.keys()
+    for key, gradient in found.items():
+        assert gradient.dtype == torch.float32
         assert torch.isfinite(gradient).all(), key
 
 

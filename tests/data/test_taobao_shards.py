@@ -15,7 +15,7 @@ from sostenuto.content.given import given_vectors
 from sostenuto.content.store import ContentStore
 from sostenuto.data.preparation import prepare
 from sostenuto.data.sources import open_source
-from sostenuto.data.taobao_shards import are_codes, published_codes, published_vectors, write_shards
+from sostenuto.data.taobao_shards import _numbered, are_codes, published_codes, published_vectors, write_shards
 from sostenuto.data.worlds import world_prepared
 from sostenuto.schema.errors import DataError
 
@@ -165,6 +165,22 @@ def test_the_demo_is_written_again_bit_for_bit(tmp_path: Path) -> None:
     check_equal(there_and_back(tmp_path, train, test, vectors), train, test, vectors)
 
 
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [
+        (["", "?", "7", "-3", "12"], [0, 0, 7, -3, 12]),
+        (["", "?", "007", "012"], [0, 0, 7, 12]),
+        (["", "?", "7", "07", "70"], [0, 0, 2, 3, 4]),  # one number, two items
+        (["", "?", "7_0", "70"], [0, 0, 2, 3]),
+        (["", "?", "0", "1"], [0, 0, 2, 3]),  # 0 pads
+        (["", "?", "a", "1"], [0, 0, 2, 3]),
+        (["", "?", str(2**70)], [0, 0, 2]),
+    ],
+)
+def test_no_item_is_written_as_padding_or_as_another(words: list[str], numbers: list[int]) -> None:
+    assert _numbered(words, zero_pads=True).tolist() == numbers
+
+
 def test_other_data_are_written_too_and_read_back(tmp_path: Path) -> None:
     data = world_prepared("mixed_content", tmp_path / "world", events=2_000, requests=60, seed=1)
     store = ContentStore(data.folder / "content" / "text")
@@ -172,11 +188,12 @@ def test_other_data_are_written_too_and_read_back(tmp_path: Path) -> None:
     assert counts["train"] == 8 * 48
     shard = pl.read_parquet(tmp_path / "out" / "train-shard-00000.parquet")
     assert dict(shard.schema) == COLUMNS
-    requests, ids = data.requests("train"), data.vocabulary("item")
+    requests = data.requests("train")
+    assert "0" in data.vocabulary("item")  # which would pad, so items are numbered by index
     for at in (0, 8 * 20):
         r = at // 8
         low = int(data.behaviours.offsets[requests.user[r]])
-        past = [int(ids[i]) for i in data.behaviours.item[low : low + int(requests.prefix[r])]]
+        past = [int(i) for i in data.behaviours.item[low : low + int(requests.prefix[r])]]
         sequence = shard["150_2_180"][at].to_list()
         assert len(sequence) == 1_000
         assert sequence[1_000 - len(past) :] == past

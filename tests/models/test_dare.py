@@ -245,6 +245,21 @@ def test_3_summed_gradients_of_two_copies_repeat_the_training_of_shared_tables()
 # -- 4 - 6: the maths -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("projections", [False, True])
+def test_the_hard_variant_compares_no_categories_in_scores(projections):
+    ranker, batch = dare(search="category", kept=3, projections=projections), make_batch(SPEC, [(30, 4)], 2)
+    with torch.no_grad():
+        for projection in ranker.maps.values():
+            projection.weight.normal_()
+        before = scores_of(ranker, batch)
+        for table in ranker.attention.tables.levels:
+            table.weight.normal_(0.0, 5.0)
+        after = scores_of(ranker, batch)
+        ranker.attention.tables.fields.tables["brand"].weight.normal_(0.0, 5.0)
+        assert not torch.allclose(torch.cat(scores_of(ranker, batch)), torch.cat(after))
+    assert torch.equal(torch.cat(before), torch.cat(after))
+
+
 def test_4_the_average_of_products_with_the_target_is_the_product_of_the_average():
     ranker, batch = dare(kept=3, **PURE), make_batch(SPEC, [(30, 4), (5, 2)], 2)
     with torch.no_grad():
@@ -416,12 +431,18 @@ def test_split_tables_share_one_memory():
 
 
 def test_the_state_folds_a_hundred_events_in_one_by_one():
-    ranker, batch = dare(kept=4), make_batch(SPEC, [(40, 3)], 6)
-    early, later = split_history(batch.histories, 0.5)
+    ranker, batch = dare(kept=4), make_batch(SPEC, [(100, 3)], 6)
+    apart = batch.context.time_ms - 1_000 * torch.arange(100, 0, -1)
+    batch = replace(batch, histories=replace(batch.histories, time_ms=apart))
+    early, later = split_history(batch.histories, 0.0)
     with torch.no_grad():
-        state = ranker.append(ranker.encode(early), later)
+        state, moments = ranker.encode(early), 0
+        while events := later.item.shape[0]:
+            moment, later = split_history(later, 1.5 / events)
+            state, moments = ranker.append(state, moment), moments + 1
         folded = ranker.score(state, batch.candidates, batch.context).logits
     torch.testing.assert_close(folded, logits(ranker, batch), rtol=1e-5, atol=1e-5)
+    assert moments == 100
 
 
 @pytest.mark.parametrize(
@@ -434,6 +455,7 @@ def test_the_state_folds_a_hundred_events_in_one_by_one():
         ({"gain": 0.0}, "gain must be above 0"),
         ({"attention_rate": 0.0}, "attention_rate must be above 0"),
         ({"full_weight": -1.0}, "full_weight must be 0"),
+        ({"full_weight": float("nan")}, "full_weight must be 0"),
         ({"full_units": ()}, "full_units must be one or more widths"),
     ],
 )

@@ -475,6 +475,8 @@ def trained_auc(ranker, *, steps, seed):
         ({"auxiliary_scorer": "cosine"}, "auxiliary_scorer must be one of network, product"),
         ({"auxiliary_weight": -1.0}, r"auxiliary_weight must be 0 \(off\) or more, got -1.0"),
         ({"auxiliary_units": ()}, "auxiliary_units must be one or more widths"),
+        ({"auxiliary_weight": float("nan")}, "auxiliary_weight must be 0"),
+        ({"evolution": "gru_att", "rescale_attention": True}, "rescale_attention must be False where evolution is"),
         ({"units": 0}, "units must be at least 1, got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
     ],

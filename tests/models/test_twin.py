@@ -180,7 +180,8 @@ def test_13_what_is_clustered_is_never_looked_at_again():
     ("changes", "message"),
     [
         ({"cluster_size": 1}, "cluster_size must be 0 or at least 2, got 1"),
-        ({"cluster_days": 0.0}, "cluster_days must be above 0, got 0.0"),
+        ({"cluster_days": 0.0}, "cluster_days must be above 0 and finite, got 0.0"),
+        ({"cluster_days": float("inf")}, "cluster_days must be above 0 and finite, got inf"),
     ],
 )
 def test_nonsense_is_refused(changes, message):

@@ -45,6 +45,22 @@ def test_a_row_that_is_not_there_is_refused():
         pair_products(query, key, candidate + 7, behaviour)
 
 
+def test_pairs_that_do_not_fit_are_refused():
+    query, key, candidate, behaviour = inputs(8, 10)
+    with pytest.raises(ValueError, match=r"key must be of shape \(53, 8\), got \(53, 5\)"):
+        pair_products(query, key[:, :5], candidate, behaviour)
+    with pytest.raises(ValueError, match=r"behaviour must be of shape \(10,\), got \(9,\)"):
+        pair_products(query, key, candidate, behaviour[1:])
+
+
+@pytest.mark.parametrize("processor", available())
+def test_indices_may_be_of_32_bits(processor):
+    query, key, candidate, behaviour = inputs(8, 10)
+    with using(available()[processor]):
+        short = pair_products(query, key, candidate.int(), behaviour.int())
+        assert torch.equal(short.product, pair_products(query, key, candidate, behaviour).product)
+
+
 def test_no_pairs_have_no_products():
     query, key, candidate, behaviour = inputs(8, 0)
     assert pair_products(query, key, candidate, behaviour, with_magnitude=True).product.shape == (0,)

@@ -287,6 +287,15 @@ def test_what_would_reach_beyond_the_arrays_is_refused(name):
             evolved_states(case.inputs, case.offsets, case.attention, torch.tensor([0, 3]), *operands, "augru")
         with pytest.raises(ValueError, match="initial must have 2 rows, got 1"):
             recurrent_states(case.inputs, case.offsets, *operands, case.initial[:1])
+        for name, tensors in {
+            "weight": (case.inputs, case.weight[:, :8], case.bias, case.initial),
+            "inputs": (case.inputs[:, :47], case.weight[:45, :15], case.bias[:45], case.initial[:, :15]),
+            "bias": (case.inputs, case.weight, case.bias[:3], case.initial),
+            "initial": (case.inputs, case.weight, case.bias, case.initial[:, :2]),
+        }.items():
+            inputs, weight, bias, initial = tensors
+            with pytest.raises(ValueError, match=f"{name} must be of shape"):
+                recurrence(inputs, None, initial, weight, bias, torch.arange(3), case.offsets, 0, True, True)
 
 
 @compiled

@@ -244,6 +244,13 @@ def test_a_search_that_makes_no_sense_is_refused(search):
         search(width, offsets, width[:, :2], offsets, 1)
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_signatures_of_other_words_are_refused(name):
+    offsets, codes = torch.tensor([0, 2]), torch.zeros(2, 1, dtype=torch.int32)
+    with using(FORMS[name]), pytest.raises(ValueError, match=r"int64 words, got torch\.int32"):
+        hamming_top_k(codes, offsets, codes, offsets, 1)
+
+
 @needs_a_library
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_what_would_reach_beyond_the_arrays_is_refused(name):
@@ -257,6 +264,10 @@ def test_what_would_reach_beyond_the_arrays_is_refused(name):
                 search(rows, offsets, rows, beyond, 1)
         with pytest.raises(IndexError, match=r"must be in \[0, 2\), got -1 to 1"):
             gather(vectors, torch.tensor([1, -1]))
+        with pytest.raises(ValueError, match=r"key_offsets must be of shape \(3,\), got \(2,\)"):
+            product_search(vectors, torch.tensor([0, 1, 2]), vectors, offsets, 1)
+        whole = product_search(vectors, offsets, vectors, offsets, 1)
+        assert torch.equal(product_search(vectors, offsets.int(), vectors, offsets.int(), 1)[0], whole[0])
 
 
 @needs_a_library

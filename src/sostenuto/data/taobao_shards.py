@@ -11,7 +11,7 @@ reader takes it:
 The published demo has histories as long as they are, at most 1,000; the published model reads them padded on the left
 with 0. Both can be written. An item has one category here: where the published data give it two, the first is kept.
 
-Ids are 64-bit numbers. Raw ids that are none are numbered by their index.
+Ids are 64-bit numbers. Where a raw id is none, or an item's is 0, which pads, all of the kind are numbered by index.
 """
 
 from __future__ import annotations
@@ -141,21 +141,27 @@ class _Numbers:
                 column = data.user_field(field.name) if field.name in USER_FIELDS else data.item_field(field.name)
                 fields[field.name] = _numbered(data.vocabulary(field.name))[column]
         return cls(
-            item=_numbered(data.vocabulary("item")),
+            item=_numbered(data.vocabulary("item"), zero_pads=True),
             category=category,
             user=_numbered([word.removeprefix("train:").removeprefix("test:") for word in data.vocabulary("user")]),
             fields=fields,
         )
 
 
-def _numbered(words: list[str]) -> Array:
-    """Return (n,) int64: the words themselves where all are numbers, else their indices; 0 for what is not known."""
-    numbers = np.zeros(len(words), np.int64)
+def _numbered(words: list[str], *, zero_pads: bool = False) -> Array:
+    """Return (n,) int64: the words themselves where all are numbers, else their indices; 0 for what is not known.
+
+    Words must not fall together: `7` and `07` are no numbers here. With `zero_pads` 0 is none either.
+    """
+    numbers = np.arange(len(words), dtype=np.int64)
+    numbers[:FIRST_KNOWN] = 0
     known = words[FIRST_KNOWN:]
     try:
-        numbers[FIRST_KNOWN:] = [int(word) for word in known]
+        spelled = np.array([int(word) for word in known], np.int64)
     except (ValueError, OverflowError):
-        numbers[FIRST_KNOWN:] = np.arange(FIRST_KNOWN, len(words))
+        return numbers
+    if len(np.unique(spelled)) == len(set(known)) and not (zero_pads and (spelled == 0).any()):
+        numbers[FIRST_KNOWN:] = spelled
     return numbers
 
 

@@ -44,8 +44,9 @@ class QueryGate(nn.Module):
             outputs: (N, E, D).
             present: (N, E) bool, False = the expert is empty and gets no weight.
         """
-        lowest = torch.finfo(query.dtype).min
-        logits = self.logits(query).masked_fill(~present, lowest)
+        logits = self.logits(query)
+        lowest = torch.finfo(logits.dtype).min
+        logits = logits.masked_fill(~present, lowest)
         allowed = present
         if self.top_k < logits.shape[1]:
             best = logits.topk(self.top_k, dim=1).indices

@@ -67,7 +67,7 @@ class LayeredInterests(nn.Module):
         if self.gate is None:
             return interests
         share: Tensor = torch.sigmoid(self.gate(torch.cat([shallow, interests], -1)))
-        return torch.lerp(interests, shallow, share)
+        return torch.lerp(interests, shallow, share.to(interests.dtype))
 
 
 def interest_for(interests: Tensor, target: Tensor, row: Tensor) -> Tensor:

@@ -23,9 +23,10 @@ class _LowRankRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        inner = table.index_select(0, index) @ a.T
-        ctx.save_for_backward(table, index, inner, b)  # the table itself, not a copy: its version is checked
-        return inner @ b.T
+        with torch.autocast(table.device.type, enabled=False):  # narrow products; the backward pass meets one precision
+            inner = table.index_select(0, index) @ a.T
+            ctx.save_for_backward(table, index, inner, b)  # the table itself, not a copy: its version is checked
+            return inner @ b.T
 
     @staticmethod
     @once_differentiable

@@ -72,7 +72,7 @@ class DAREConfig(TwoStageConfig):
             if getattr(self, name) < 1:
                 refuse(name, "at least 1")
         for name in ("attention_item_dim", "attention_category_dim", "attention_field_dim", "time_dim", "full_weight"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 refuse(name, "0, which leaves it out, or more")
         for name in ("attention_std", "attention_rate"):
             if not getattr(self, name) > 0:
@@ -310,6 +310,7 @@ class DARE(nn.Module):
         first[distinct.place] = torch.arange(histories.item.shape[0], device=first.device)
         fields = {field.name: histories.fields[field.name][first] for field in self.items.fields.fields}
         rows = self.attention(histories.item[first], histories.category[first], fields, distinct.key)
+        rows = self._compared(rows)
         if "searched" in self.maps:
             rows = self.maps["searched"](rows)
         return DAREState(
@@ -374,13 +375,18 @@ class DARE(nn.Module):
         if isinstance(self.target_tables, ItemEmbedding):
             rows = self.target_tables(item, category, fields)
             target = target.detach().index_copy(1, self.attention.table_columns, rows)
+        asked = self._compared(asked)
         if "asked" in self.maps:
             asked = self.maps["asked"](asked)
-        if self.config.search == "category":  # the category is the same for all that were searched for
-            seen = asked.new_ones(asked.shape[1])
-            seen[self.attention.of_category] = 0.0
-            asked = asked * seen
         return {"target": target, "asked": asked * (self.log_gain.exp() * asked.shape[1] ** -0.5)}
+
+    def _compared(self, vectors: Tensor) -> Tensor:
+        """Leave the category out of (N, A) vectors where it is the same for all that were searched for."""
+        if self.config.search != "category":
+            return vectors
+        seen = vectors.new_ones(vectors.shape[1])
+        seen[self.attention.of_category] = 0.0
+        return vectors * seen
 
     def time_index(self, state: DAREState, context: Context) -> Tensor | None:
         """Return (N,) rows of the time tables: behaviours of one moment have no order, so they share a distance."""

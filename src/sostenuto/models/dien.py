@@ -7,6 +7,7 @@ paper: docs/models/dien.md lists every choice of ours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -93,7 +94,7 @@ class DIENConfig:
             raise SpecError(
                 f"DIENConfig.auxiliary_units must be one or more widths of at least 1, got {self.auxiliary_units}"
             )
-        if self.auxiliary_weight < 0:
+        if not 0 <= self.auxiliary_weight < math.inf:
             raise SpecError(
                 f"DIENConfig.auxiliary_weight must be 0 (off) or more, got {self.auxiliary_weight}; 1 is usual"
             )
@@ -101,6 +102,11 @@ class DIENConfig:
             raise SpecError(
                 f"DIENConfig.augru_variant must be paper where evolution is {self.evolution}, got "
                 f"{self.augru_variant!r}; set evolution=augru"
+            )
+        if self.rescale_attention and self.evolution == "gru_att":
+            raise SpecError(
+                "DIENConfig.rescale_attention must be False where evolution is gru_att, whose attention weighs a sum "
+                "and no gate, got True; leave it out"
             )
 
 

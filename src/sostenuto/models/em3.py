@@ -434,7 +434,7 @@ class EM3(nn.Module):
         with self._exact():
             round_is_over = self.cache.refresh(self.content, self.config.refreshed)
         self._write_base(self._refreshed_last())
-        made = self.content(fresh)
+        made = self.content(fresh).float()  # autocast may make it in lower precision; what is kept has one
         if not self.config.fusion_dropout:  # a row with noise in it is not kept
             self.cache.write(fresh, made)
             self._write_base(fresh)
@@ -453,7 +453,7 @@ class EM3(nn.Module):
             of_past = self.of_behaviours.from_rows(self.base[past_item], self.cache.rows, past_item)
             at = place_of(past_item)
             place = (at >= 0).nonzero().squeeze(1)
-            of_past = of_past.index_copy(0, place, self.of_behaviours(made[at[place]]))
+            of_past = of_past.index_copy(0, place, self.of_behaviours(made[at[place]]).float())
         else:
             of_past = self.of_behaviours(with_fresh(past_item))
         return (
@@ -510,7 +510,7 @@ class EM3(nn.Module):
     @torch.no_grad()
     def _write_base(self, item: Tensor) -> None:
         if isinstance(self.of_behaviours, LoRALinear):
-            self.base[item] = self.of_behaviours.base(self.cache.rows[item])
+            self.base[item] = self.of_behaviours.base(self.cache.rows[item]).float()
 
     def _refreshed_last(self) -> Tensor:
         end = int(self.cache.cursor) or self.num_items

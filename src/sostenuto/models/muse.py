@@ -8,6 +8,7 @@ Differs from the paper: docs/models/muse.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -51,7 +52,12 @@ class MUSEConfig(SearchConfig):
         SearchConfig.__post_init__(self)
         if self.search not in ("content", "id", "category"):
             raise SpecError(f"MUSEConfig.search must be one of content, id, category, got {self.search!r}; set it so")
-        if self.aux_weight < 0:
+        if len(self.fusion_start) != 3 or not all(map(math.isfinite, self.fusion_start)):
+            raise SpecError(
+                f"MUSEConfig.fusion_start must be three numbers, of id score, cosine and their product, got "
+                f"{self.fusion_start!r}; (1, 10, 1) is the default"
+            )
+        if not 0 <= self.aux_weight < math.inf:
             raise SpecError(f"MUSEConfig.aux_weight must be 0, which leaves it out, or more, got {self.aux_weight}")
         if self.aux_weight and (not self.aux_units or min(self.aux_units) < 1):
             raise SpecError(f"MUSEConfig.aux_units must be one or more widths of at least 1, got {self.aux_units}")

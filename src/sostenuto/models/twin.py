@@ -8,6 +8,7 @@ arXiv:2407.16357). Differs from the papers: docs/models/twin.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -41,8 +42,8 @@ class TWINConfig(SearchConfig):
         SearchConfig.__post_init__(self)
         if self.cluster_size < 0 or self.cluster_size == 1:
             raise SpecError(f"TWINConfig.cluster_size must be 0 or at least 2, got {self.cluster_size}; set it so")
-        if not self.cluster_days * DAY_MS >= 1:
-            raise SpecError(f"TWINConfig.cluster_days must be above 0, got {self.cluster_days}; set it so")
+        if not 1 <= self.cluster_days * DAY_MS < math.inf:
+            raise SpecError(f"TWINConfig.cluster_days must be above 0 and finite, got {self.cluster_days}; set it so")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

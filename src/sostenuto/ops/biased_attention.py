@@ -34,10 +34,7 @@ def biased_attention(
     Returns:
         (Nc, V); zeros for a row without behaviours.
     """
-    none, one = query.new_zeros(1, query.shape[1]), query.new_ones(1)
-    product = UnitWeights(
-        key=none, query=none, product=none + 1.0, bias=one - 1.0, out=one, out_bias=one[0] - 1.0, slope=one
-    )
+    product = UnitWeights.inner_product(query)
     return target_attention(
         query, query_offsets, key, key_offsets, value, product, key_hidden=bias[:, None], normalise="softmax"
     )

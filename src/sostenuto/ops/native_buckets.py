@@ -70,7 +70,7 @@ def _bucket_sums(values: Tensor, weights: Tensor, ids: Tensor, place: Tensor, of
         buckets: K.
     """
     offsets = checked_offsets(offsets, values.shape[0])
-    ids, place = checked_index(ids, buckets, "ids"), checked_index(place, ids.shape[0], "place")
+    ids, place = checked_index(ids, buckets, "ids", torch.int32), checked_index(place, ids.shape[0], "place")
     shape = _bucket_shape(weights, ids, offsets, buckets, values.shape[1])
     table = _empty_table(values, weights, ids, offsets, buckets)
     _call("bucket_sums", shape, values.contiguous(), weights.contiguous(), place, ids, table)
@@ -158,7 +158,11 @@ def _interests(table: Tensor, ids: Tensor, offsets: Tensor, parts: list[int]) ->
         parts: widths of the slices of V that are brought to length 1 each; empty: sums are taken as they are.
     """
     offsets = checked_offsets(offsets, ids.shape[0])
-    table, ids, ends = table.contiguous(), checked_index(ids, table.shape[2], "ids"), _ends(parts, table.shape[4])
+    table, ids, ends = (
+        table.contiguous(),
+        checked_index(ids, table.shape[2], "ids", torch.int32),
+        _ends(parts, table.shape[4]),
+    )
     out = table.new_empty(ids.shape[0], table.shape[3], table.shape[4], dtype=torch.float32)
     _call("interests", _interest_shape(table, offsets, ends), table, ids, out)
     return out
@@ -210,8 +214,8 @@ def _asked_sums(
 ) -> Tensor:
     """Return the table of `bucket_sums` of which only the buckets of (Nc, G) candidates are sure to be written."""
     offsets, query_offsets = checked_offsets(offsets, values.shape[0]), checked_offsets(query_offsets, len(query_ids))
-    ids, place = checked_index(ids, buckets, "ids"), checked_index(place, ids.shape[0], "place")
-    query_ids = checked_index(query_ids, buckets, "query_ids")
+    ids, place = checked_index(ids, buckets, "ids", torch.int32), checked_index(place, ids.shape[0], "place")
+    query_ids = checked_index(query_ids, buckets, "query_ids", torch.int32)
     if query_offsets.shape != offsets.shape:
         raise ValueError(
             f"candidates must have the {offsets.shape[0] - 1} rows of the behaviours, "

@@ -23,6 +23,7 @@ from sostenuto.native.library import (
     RecurrenceShape,
     any_library,
 )
+from sostenuto.ops.checked_arrays import check_shape
 from sostenuto.ops.operators import operator
 
 EVERY = 16  # K: of so many states one is kept
@@ -119,8 +120,13 @@ def _forward(
         every_state: also return the states behind every step.
         keep: for a backward pass; with `every_state` nothing more is needed than these.
     """
-    query_offsets, key_offsets = query_offsets.contiguous(), key_offsets.contiguous()
+    query_offsets, key_offsets = (t.to(torch.int64).contiguous() for t in (query_offsets, key_offsets))
     shape = _shape(inputs, query_offsets, key_offsets, cell)
+    check_shape("weight", weight, (3 * shape.units, shape.units))
+    check_shape("inputs", inputs, (shape.steps, 3 * shape.units))
+    check_shape("bias", bias, (3 * shape.units,))
+    if initial is not None:
+        check_shape("initial", initial, (initial.shape[0], shape.units))
     count = _checked_kept(shape, query_offsets, key_offsets, attention, initial)
     held = _contiguous(inputs, attention, initial, weight, bias)
     units = weight.shape[1]
@@ -177,7 +183,7 @@ def _gradients(
     every_state: bool,
 ) -> list[Tensor]:
     """Return the gradients of inputs, weight, bias, attention and initial; the last two empty where there are none."""
-    query_offsets, key_offsets = query_offsets.contiguous(), key_offsets.contiguous()
+    query_offsets, key_offsets = (t.to(torch.int64).contiguous() for t in (query_offsets, key_offsets))
     upstream, of_states, states, kept = _contiguous(d_last, d_states, states, kept)
     held = _contiguous(inputs, attention, initial, weight, bias)
     d_inputs, d_weight, d_bias = torch.zeros_like(held[0]), torch.empty_like(held[3]), torch.empty_like(held[4])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sostenuto.native.library import SearchShape, any_library
-from sostenuto.ops.checked_arrays import checked_offsets
+from sostenuto.ops.checked_arrays import check_shape, checked_offsets
 from sostenuto.ops.operators import operator
 
 
@@ -17,6 +17,7 @@ def _search(
 ) -> tuple[Tensor, Tensor]:
     starts = checked_offsets(query_offsets, query.shape[0], "query_offsets")
     ends = checked_offsets(key_offsets, key.shape[0], "key_offsets")
+    check_shape("key_offsets", ends, tuple(starts.shape))
     shape = SearchShape(
         requests=starts.shape[0] - 1,
         width=query.shape[1],

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sostenuto.native.library import RowsShape, any_library
 from sostenuto.ops.backend import is_usable
-from sostenuto.ops.checked_arrays import checked_index
+from sostenuto.ops.checked_arrays import check_shape, checked_index
 from sostenuto.ops.operators import operator
 
 PAIRS_AT_ONCE = 1 << 18
@@ -41,7 +41,10 @@ def pair_products(
 
     Raises:
         IndexError: a row that is not there.
+        ValueError: vectors of two widths, or not as many candidates as behaviours.
     """
+    check_shape("key", key, (key.shape[0], query.shape[1]))
+    check_shape("behaviour", behaviour, tuple(candidate.shape))
     if is_usable(query, key):
         return PairProducts(*_twin(query.detach(), key.detach(), candidate, behaviour, with_magnitude))
     product = query.new_empty(candidate.shape[0], dtype=torch.float64)

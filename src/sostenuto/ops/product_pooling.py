@@ -35,10 +35,7 @@ def product_pooling(query: Tensor, query_offsets: Tensor, key: Tensor, key_offse
         queries = torch.split(query, offsets_to_lengths(query_offsets).tolist())
         keys = torch.split(key, offsets_to_lengths(key_offsets).tolist())
         return torch.cat([q @ (k.T @ k) for q, k in zip(queries, keys, strict=True)])
-    none, one = query.new_zeros(1, width), query.new_ones(1)
-    unit = UnitWeights(
-        key=none, query=none, product=none + 1.0, bias=one - 1.0, out=one, out_bias=one[0] - 1.0, slope=one
-    )
+    unit = UnitWeights.inner_product(query)
     nothing = key.new_zeros(key.shape[0], 0)
     return target_attention(query, query_offsets, key, key_offsets, nothing, unit, normalise="none", with_key=True)
 

@@ -155,6 +155,10 @@ def _sum_compiled(twins: Library, num_rows: int, row: Tensor, values: Tensor) ->
 
 def _sparse(row: Tensor, values: Tensor, num_rows: int) -> Tensor:
     shape = (num_rows, values.shape[1])
+    if values.stride() != (shape[1], 1):
+        # a single row cut from a wider matrix counts as contiguous, and torch's sum into a dense gradient would add as
+        # many numbers as its stride says: beyond the row, and beyond the memory
+        values = values.clone(memory_format=torch.contiguous_format)
     return torch.sparse_coo_tensor(row[None], values, shape, check_invariants=False, is_coalesced=True)
 
 

@@ -55,6 +55,12 @@ class UnitWeights(NamedTuple):
     out_bias: Tensor  # (), b2
     slope: Tensor | None = None  # (H,) or (1,) of a PReLU; None is ReLU
 
+    @classmethod
+    def inner_product(cls, query: Tensor) -> UnitWeights:
+        """Return the unit of one hidden number, the inner product of (Nc, D) candidates and behaviours, unbent."""
+        none, one = query.new_zeros(1, query.shape[1]), query.new_ones(1)
+        return cls(key=none, query=none, product=none + 1.0, bias=one - 1.0, out=one, out_bias=one[0] - 1.0, slope=one)
+
 
 def factor(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Turn the (H, 4 D) weight over [q; k; q - k; q * k] into the factored (key, query, product), each (H, D)."""
@@ -384,13 +390,14 @@ def target_attention(
         with torch.autocast(query.device.type, enabled=False):
             hidden = None if key_hidden is None else key_hidden.float()
             joined = torch.cat([key, value], 1) if with_key else value
+            weights = unit._replace(**{name: w.float() for name, w in unit._asdict().items() if w is not None})
             return _plain(
                 query.float(),
                 query_offsets,
                 key.float(),
                 key_offsets,
                 joined.float(),
-                unit,
+                weights,
                 hidden,
                 normalise,
                 precision,

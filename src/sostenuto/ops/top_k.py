@@ -69,15 +69,19 @@ def hamming_top_k(query_code: Tensor, query_offsets: Tensor, key_code: Tensor, k
         positions and distances in bits.
 
     Raises:
-        ValueError: `k` below 1, or signatures of different widths.
+        ValueError: `k` below 1, signatures of different widths, or not of int64 words.
     """
     _check(query_code, key_code, k)
+    for code in (query_code, key_code):
+        if code.dtype != torch.int64:
+            raise ValueError(f"signatures must be int64 words, got {code.dtype}; pack them with pack_signatures")
     if is_usable() and query_code.device.type == "cpu":
         return TopK(*hamming_search(query_code, query_offsets, key_code, key_offsets, k))
 
     def products(some: Tensor, others: Tensor) -> Tensor:
         # signs make the distance a product: exact in float32, which holds whole numbers up to 2 ** 24
-        return _signs(some) @ _signs(others).T
+        with torch.autocast(some.device.type, enabled=False):
+            return _signs(some) @ _signs(others).T
 
     best = _blockwise(products, query_code, query_offsets, key_code, key_offsets, k)
     agreement = _product_of(best).masked_fill(best == _NONE, 0.0).long()

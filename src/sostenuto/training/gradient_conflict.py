@@ -118,7 +118,8 @@ def measure_conflict(data: PreparedData, config: RunConfig, *, steps: int, resca
 
     Args:
         data:    prepared folder.
-        config:  a run of a model that can share its tables or not (`dare`); whatever it says of that, they are shared.
+        config:  a run of a model that can share its tables or not (`dare`); whatever it says of that, they are shared,
+            and `id_dropout` is off.
         steps:   at most; fewer where the budget of the run ends before.
         rescale: see `SplitTables`.
 
@@ -132,7 +133,8 @@ def measure_conflict(data: PreparedData, config: RunConfig, *, steps: int, resca
             f"the model must be able to share its tables between attention and representation, got {config.model}; "
             "take a run of the recipe dare or dare_shared"
         )
-    shared = dataclasses.replace(config.model_config, tables="shared")
+    # rows that are replaced at random would be replaced once for a shared table, and for each of two tables apart
+    shared = dataclasses.replace(config.model_config, tables="shared", id_dropout=0.0)
     config = dataclasses.replace(config, model_config=shared.alike())
     training, device = config.training, device_named(config.training.device)
     objective = objective_named(entry_of(config.model).objective)
