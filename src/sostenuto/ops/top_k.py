@@ -93,8 +93,8 @@ def inner_product_top_k(query: Tensor, query_offsets: Tensor, key: Tensor, key_o
     """Find the `k` behaviours with the largest inner product with the candidate.
 
     The plain form multiplies in float64 and rounds to float32, the twin adds up each product in one order: in both,
-    behaviours of one vector have one product wherever they stand, and their tie goes to the newer. Products of different
-    vectors that agree in all but the last bit may be ranked one way by the plain form and the other way by the twin.
+    behaviours of one vector have one product wherever they stand, and their tie goes to the newer. Where
+    products of different vectors agree in all but the last bit, the plain form and the twin may order them differently.
 
     Args:
         query: (Nc, D) float32 candidates.
