@@ -133,7 +133,7 @@ def measure_conflict(data: PreparedData, config: RunConfig, *, steps: int, resca
             f"the model must be able to share its tables between attention and representation, got {config.model}; "
             "take a run of the recipe dare or dare_shared"
         )
-    # rows that are replaced at random would be replaced once for a shared table, and for each of two tables apart
+    # shared tables would replace rows at random for both jobs; apart, those of attention replace none
     shared = dataclasses.replace(config.model_config, tables="shared", id_dropout=0.0)
     config = dataclasses.replace(config, model_config=shared.alike())
     training, device = config.training, device_named(config.training.device)
